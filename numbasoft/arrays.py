@@ -1,0 +1,123 @@
+"""How arrays of any layout reach kernels that take rows.
+
+Kernels work on 2-D arrays whose rows are contiguous along the reduced axes. Where an
+array can be viewed so, it is. Where it cannot (another axis, byte order, alignment,
+dtype), blocks of rows are copied into a small buffer, done there and copied back: a
+second pass over data that is in the cache, and no temporary of the input's size.
+"""
+
+import math
+from itertools import product
+
+import numpy as np
+
+from . import transpose
+
+# Elements of a block: with input and output it stays in a second cache of 1 MiB.
+BLOCK = 1 << 16
+# Elements that one kernel call does at most, so that Ctrl-C is seen in between.
+CALL = 1 << 26
+
+
+def kernel_view(array):
+    """An array as kernels take it: 16-bit floats as integers (see numbasoft.vector)."""
+    if array.dtype.itemsize == 2 and array.dtype.kind != "u" and array.dtype.kind != "i":
+        return array.view(np.int16 if array.dtype.kind == "f" else np.uint16)
+    return array
+
+
+def as_rows(array, axes):
+    """The (rows, n) view of an array, or None if there is no such view with contiguous rows."""
+    if not array.dtype.isnative or not array.flags.aligned:
+        return None
+    n = math.prod(array.shape[a] for a in axes)
+    moved = array if axes == trailing(array.ndim, len(axes)) else last(array, axes)
+    rows = array.size // n if n else math.prod(s for i, s in enumerate(array.shape) if i not in axes)
+    try:
+        view = moved.view()
+        view.shape = (rows, n)
+    except AttributeError:
+        return None
+    if n > 1 and view.strides[1] != view.itemsize:
+        return None
+    return view
+
+
+def trailing(ndim, count):
+    return tuple(range(ndim - count, ndim))
+
+
+def last(array, axes):
+    """A view with the reduced axes last, the others in their order."""
+    others = tuple(i for i in range(array.ndim) if i not in axes)
+    return array.transpose(others + axes)
+
+
+def over_rows(run, full, reduced, axes, dtype, staged=False):
+    """Call ``run`` on 2-D blocks of rows that together make up the arrays.
+
+    ``full`` are arrays of the input's shape, the last of them written unless it is None;
+    None stands for an argument that is not there. ``reduced`` are contiguous 1-D arrays
+    with one element per row. ``run(full_blocks, reduced_blocks)`` gets (rows, n) arrays of
+    ``dtype`` (a mask: bytes). ``staged`` asks for the buffer even where views would do.
+    """
+    views = [None if a is None else as_rows(a, axes) for a in full]
+    fits = all(a is None or (v is not None and a.dtype in (dtype, np.uint8)) for a, v in zip(full, views, strict=True))
+    if fits and not staged:
+        shape = next(v.shape for v in views if v is not None)
+        step = max(1, CALL // max(1, shape[1]))
+        if step >= shape[0]:
+            run([None if v is None else kernel_view(v) for v in views], reduced)
+            return
+        for start in range(0, shape[0], step):
+            rows = slice(start, start + step)
+            run([None if v is None else kernel_view(v[rows]) for v in views], [r[rows] for r in reduced])
+        return
+    stage(run, full, reduced, axes, dtype)
+
+
+def stage(run, full, reduced, axes, dtype):
+    """``over_rows`` by way of buffers."""
+    moved = [None if a is None else last(a, axes) for a in full]
+    shape = next(a.shape for a in moved if a is not None)
+    outer, inner = shape[: len(shape) - len(axes)], shape[len(shape) - len(axes) :]
+    n = math.prod(inner)
+    output = moved[-1]
+    most = max(1, min(math.prod(outer), BLOCK // max(1, n)))
+    kinds = [None if a is None else np.dtype(np.uint8) if a.dtype == np.uint8 and i != 0 else dtype
+             for i, a in enumerate(moved)]
+    buffers = [None if k is None else np.empty((most, n), k) for k in kinds]
+    done = 0
+    for index in blocks(outer, most):
+        part = [None if a is None else a[index] for a in moved]
+        rows = math.prod(part_shape(outer, index))
+        work = [None if b is None else b[:rows] for b in buffers]
+        for a, b in zip(part[:-1], work[:-1], strict=True):
+            if a is not None:
+                transpose.copy(b.reshape(a.shape), a)
+        run([None if b is None else kernel_view(b) for b in work], [r[done : done + rows] for r in reduced])
+        if output is not None:
+            transpose.copy(part[-1], work[-1].reshape(part[-1].shape))
+        done += rows
+
+
+def part_shape(outer, index):
+    return [len(range(*i.indices(n))) for i, n in zip(index, outer, strict=True)]
+
+
+def blocks(outer, most):
+    """Indices that cut the leading axes into parts of at most ``most`` rows, in order."""
+    split = len(outer)
+    size = 1
+    while split and size * outer[split - 1] <= most:
+        split -= 1
+        size *= outer[split]
+    whole = (slice(None),) * (len(outer) - split)
+    if split == 0:
+        yield whole
+        return
+    step = max(1, most // max(1, size))
+    leading = [range(n) for n in outer[: split - 1]]
+    for fixed in product(*leading):
+        for start in range(0, outer[split - 1], step):
+            yield (*(slice(i, i + 1) for i in fixed), slice(start, start + step), *whole)

@@ -1,0 +1,148 @@
+"""What an argument must satisfy; every error of the package is worded here."""
+
+import math
+import numbers
+
+import numpy as np
+from numpy.exceptions import AxisError
+
+SUPPORTED = "float16, bfloat16, float32, float64, bool and integers"
+
+# A temperature beyond these has no 1 / T * log2(e) in float64.
+SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-290, 1e290
+
+
+def array(value, name):
+    """The argument as a plain array; lists and scalars are taken as NumPy takes them."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; pass its data, and where=~mask to leave elements out")
+    if hasattr(value, "__cuda_array_interface__"):
+        raise TypeError(f"{name} is an array on a CUDA device; this function takes arrays on the CPU only")
+    try:
+        result = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{name} cannot be made an array: {error}") from None
+    return result
+
+
+def result_dtype(dtype, name):
+    """The dtype of a result for an argument of this dtype: floats keep theirs, integers become float64."""
+    if dtype.kind == "f" and dtype.itemsize <= 8 or is_bfloat16(dtype):
+        return dtype.newbyteorder("=")
+    if dtype.kind in "biu":
+        return np.dtype(np.float64)
+    raise TypeError(f"{name} has dtype {dtype}, but must have one of {SUPPORTED}")
+
+
+def is_bfloat16(dtype):
+    return dtype.kind == "V" and dtype.name == "bfloat16"
+
+
+def axes(axis, ndim):
+    """The axes to reduce, in ascending order and not negative; None means all of them."""
+    if axis is None:
+        return tuple(range(ndim))
+    given = axis if isinstance(axis, tuple) else (axis,)
+    result = []
+    for a in given:
+        if isinstance(a, (bool, np.bool_)):
+            raise TypeError(f"axis is {axis!r}, but must be an int, a tuple of ints or None")
+        try:
+            a = a.__index__()
+        except (AttributeError, TypeError):
+            raise TypeError(f"axis is {axis!r}, but must be an int, a tuple of ints or None") from None
+        if not -ndim <= a < ndim:
+            if ndim == 0 and a in (-1, 0):
+                continue
+            raise AxisError(a, ndim, "axis")
+        result.append(a % ndim)
+    if len(set(result)) != len(result):
+        raise ValueError(f"axis is {axis!r}, but no axis may be given twice")
+    return tuple(sorted(result))
+
+
+def temperature(value):
+    """The temperature as a float."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating)):
+        raise TypeError(f"temperature is {value!r}, but must be a positive finite number")
+    number = float(value)
+    if math.isnan(number) or not SMALLEST_TEMPERATURE <= number <= LARGEST_TEMPERATURE:
+        raise ValueError(
+            f"temperature is {value!r}, but must be a positive finite number "
+            f"from {SMALLEST_TEMPERATURE} to {LARGEST_TEMPERATURE}"
+        )
+    return number
+
+
+def mask(where, shape):
+    """``where`` as bytes, broadcast to the shape of x."""
+    if isinstance(where, np.ma.MaskedArray):
+        raise TypeError("where is a masked array, but must be an array of bool")
+    result = np.asarray(where)
+    if result.dtype != np.bool_:
+        raise TypeError(f"where has dtype {result.dtype}, but must have dtype bool")
+    try:
+        return np.broadcast_to(result, shape).view(np.uint8)
+    except ValueError:
+        raise ValueError(f"where has shape {result.shape}, which does not broadcast to x's {shape}") from None
+
+
+def same_shape(value, name, other, other_name):
+    if value.shape != other.shape:
+        raise ValueError(f"{name} has shape {value.shape}, but must have the shape {other.shape} of {other_name}")
+
+
+def same_dtype(value, name, other, other_name):
+    if value.dtype.newbyteorder("=") != other.dtype.newbyteorder("="):
+        raise TypeError(f"{name} has dtype {value.dtype}, but must have the dtype {other.dtype} of {other_name}")
+
+
+def reduced_shape(value, name, shape, axes):
+    """``value`` reshaped to the shape without the reduced axes; it may keep them with length 1."""
+    kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
+    dropped = tuple(n for i, n in enumerate(shape) if i not in axes)
+    if value.shape not in (kept, dropped):
+        raise ValueError(f"{name} has shape {value.shape}, but must have shape {dropped} or {kept}")
+    return value.reshape(dropped)
+
+
+def out(value, shape, dtype, inputs):
+    """An output given by the caller: its type, shape, dtype, and that it shares no memory it must not."""
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"out is a {type(value).__name__}, but must be a numpy array")
+    if value.shape != shape:
+        raise ValueError(f"out has shape {value.shape}, but must have shape {shape}")
+    if value.dtype != dtype:
+        raise TypeError(f"out has dtype {value.dtype}, but must have dtype {dtype}")
+    if not value.flags.writeable:
+        raise ValueError("out is read-only, but must be writeable")
+    if overlaps_itself(value):
+        raise ValueError(f"out has strides {value.strides}, but no two of its elements may share memory")
+    for name, array in inputs:
+        if shares_part(array, value):
+            raise ValueError(f"out overlaps {name}, but must be the same array in the same layout, or share no memory")
+
+
+def overlaps_itself(value):
+    """Whether two elements of an array may share memory (for sure not, when False)."""
+    extent = value.itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(value.strides, value.shape, strict=True) if n > 1):
+        if stride < extent:
+            return value.size > 0
+        extent = stride * (n - 1) + extent
+    return False
+
+
+def shares_part(array, value):
+    """Whether an input shares memory with an output without being the same array."""
+    if not np.may_share_memory(array, value):
+        return False
+    a, b = array.__array_interface__, value.__array_interface__
+    if a["data"][0] == b["data"][0] and array.strides == value.strides and array.dtype == value.dtype:
+        return False
+    try:
+        return bool(np.shares_memory(array, value, max_work=10_000))
+    except np.exceptions.TooHardError:
+        return True

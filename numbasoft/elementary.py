@@ -1,0 +1,215 @@
+"""exp for a softmax: 2**(d * log2(e) / T), scaled by a power of two that cancels later.
+
+The shift by the maximum m happens inside the reduction: x / T * log2(e) and the same of m
+are reduced separately, each in two parts, so that no rounded x - m (worth |x - m| / 2 ULP
+of the result) ever exists. The maximum itself becomes 2**0 exactly, and its exponential,
+the largest term of every sum, has no error. A common power of two is left in all
+exponentials of a row; it cancels.
+
+Constants wear the argument's type: each function has a float32 and a float64 body.
+
+Sources: W. J. Cody and W. Waite, "Software Manual for the Elementary Functions", 1980
+(reduction); P. T. P. Tang, "Table-driven implementation of the exponential function",
+ACM TOMS 15 (1989) 144-157; S. Gal, "Computing elementary functions: a new approach for
+achieving high accuracy and good performance", 1986 (a table whose entries are nearly exact).
+"""
+
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from .jit import INLINE, inline
+from .vector import fma, low_bits_as_exponent, maximum, scaled_entry, select, splat
+
+LOG2_E = Fraction("1.4426950408889634073599246810018921374266459541529859341354494069")
+
+LOG2_E_32, LOG2_E_64 = float(np.float32(1.4426950408889634)), 1.4426950408889634
+LOG2_E_REST_32 = float(LOG2_E - Fraction(LOG2_E_32))
+LOG2_E_REST_64 = float(LOG2_E - Fraction(LOG2_E_64))
+
+# Where |m| * log2(e) / T is larger than this the row's maximum is subtracted first. That is
+# exact: x - m is exact for x in [m / 2, m], and everything below m / 2 underflows to zero.
+FAR = 1024.0
+
+# The largest exponential of a row is 2**OFFSET (times CENTRE), so that one which must become
+# a subnormal probability is still a normal number when it is divided by the sum. In float32
+# the eighths make it 1.995 * 2**29: relative to its ULP, rounding a sum costs it least there.
+OFFSET_32, OFFSET_64 = 29.875, 60.0
+
+# float32: 2**(j / 8) * CENTRE as bits, less j << 20 (see vector.scaled_entry). CENTRE cancels
+# as the power of two does; with it all eight entries lie within 0.04 ULP of a float32.
+CENTRE = 1.0877149105072021
+TABLE = tuple(int(np.float32(CENTRE * 2.0 ** (j / 8)).view(np.int32)) - (j << 20) for j in range(8))
+
+# Adding and subtracting these rounds to 1/8 (float32) and to an integer (float64).
+ROUND_32, ROUND_64 = 1.5 * 2.0**20, 1.5 * 2.0**52
+BIAS_64 = 1023.0
+# ... and this to 2**-20, so that a whole number and this much of a fraction fit in 53 bits.
+FRACTION_64 = 1.5 * 2.0**32
+
+# 2**r - 1 = r * (C1 + r * (C2 + ...)), relative error below 2**-28 for |r| <= 1/8 (float32)
+# and below 2**-57 for |r| <= 1/2 (float64); tests/test_elementary.py measures both.
+C1, C2, C3, C4 = 0.6931470632553101, 0.24022653698921204, 0.055531494319438934, 0.009618016891181469
+D1, D2, D3 = 0.6931471805599453, 0.24022650695910133, 0.05550410866482223
+D4, D5, D6 = 0.009618129107593338, 0.0013333558146391036, 0.00015403530458108313
+D7, D8, D9 = 1.5252733795209373e-05, 1.3215434775077107e-06, 1.0178090931618263e-07
+D10, D11 = 7.073872610148164e-09, 4.4493674908349806e-10
+
+
+@lru_cache(maxsize=256)
+def scale(temperature, wide):
+    """log2(e) / T as the sum of two numbers of the computing type, never rounded to one."""
+    return in_two(LOG2_E / Fraction(temperature), wide)
+
+
+@lru_cache(maxsize=256)
+def inverse(temperature, wide):
+    """1 / T as the sum of two numbers of the computing type."""
+    return in_two(1 / Fraction(temperature), wide)
+
+
+def in_two(value, wide):
+    rounded = float if wide else lambda v: float(np.float32(float(v)))
+    high = rounded(value)
+    return high, rounded(value - Fraction(high))
+
+
+def exponential(x, shift, high, low):
+    """exp((x - m) / T) of a vector, times the power of two that its row's shift leaves in.
+
+    ``shift`` is what ``shift_of`` gave for the row's maximum m, ``high`` and ``low`` are
+    log2(e) / T. Error at most 0.6 ULP; NaN stays NaN; far below m it is a tiny number whose
+    quotient by the sum is 0.
+    """
+
+
+@overload(exponential, **INLINE)
+def exponential_by_type(x, shift, high, low):
+    return exponential_64 if x.element == types.float64 else exponential_32
+
+
+def exponential_32(x, shift, high, low):
+    c, magic, rest, lowest, _ = shift
+    d = maximum(lowest, x - c)
+    t = fma(d, high, magic)
+    r = fma(d, high, magic - t) + fma(d, low, rest)
+    q = fma(r, C4, C3)
+    q = fma(q, r, C2)
+    q = fma(q, r, C1)
+    power = scaled_entry(t, TABLE)
+    return fma(q, power * r, power)
+
+
+def exponential_64(x, shift, high, low):
+    c, magic, rest, lowest, fraction = shift
+    d = maximum(lowest, x - c)
+    t = fma(d, high, fraction) + magic
+    r = fma(d, high, (magic - t) + fraction) + fma(d, low, rest)
+    q = fma(r, D11, D10)
+    q = fma(q, r, D9)
+    q = fma(q, r, D8)
+    q = fma(q, r, D7)
+    q = fma(q, r, D6)
+    q = fma(q, r, D5)
+    q = fma(q, r, D4)
+    q = fma(q, r, D3)
+    q = fma(q, r, D2)
+    q = fma(q, r, D1)
+    return fma(q, r, 1.0) * low_bits_as_exponent(t)
+
+
+def shift_of(m, high, low):
+    """The shift of the rows whose maxima are the lanes of m: what ``exponential`` takes.
+
+    c is m where m is far from zero and then x - c is exact, else 0. m / T * log2(e), less
+    what c took, is split into a part that goes into ``magic`` (and ``fraction``) and moves
+    the exponent, and a rest of at most 1/16 (float32) or 2**-21 (float64).
+    """
+
+
+@overload(shift_of, **INLINE)
+def shift_of_by_type(m, high, low):
+    return shift_of_64 if m.element == types.float64 else shift_of_32
+
+
+def shift_of_32(m, high, low):
+    c, near = near_part(m, high)
+    return split_32(c, near, high, low, high)
+
+
+def shift_of_64(m, high, low):
+    c, near = near_part(m, high)
+    return split_64(c, near, high, low, high)
+
+
+@inline
+def split_32(c, near, unit, rest_of_unit, high):
+    """The shift by c and then by ``near``, whose unit in powers of two is unit + rest_of_unit."""
+    k = (near * unit + ROUND_32) - ROUND_32
+    rest = 0.0 - fma(near, rest_of_unit, fma(near, unit, 0.0 - k))
+    return c, (ROUND_32 + OFFSET_32) - k, rest, (k - (OFFSET_32 + 125.0)) / high, 0.0 - k
+
+
+@inline
+def split_64(c, near, unit, rest_of_unit, high):
+    k = (near * unit + FRACTION_64) - FRACTION_64
+    rest = 0.0 - fma(near, rest_of_unit, fma(near, unit, 0.0 - k))
+    magic = splat(near, ROUND_64 + BIAS_64 + OFFSET_64)
+    return c, magic, rest, (k - (OFFSET_64 + 1021.0)) / high, 0.0 - k
+
+
+def shift_of_lse(lse, temperature, inverse_high, inverse_low, high):
+    """As ``shift_of``, for exp(x / T - lse): ``exponential`` then is that times ``largest``."""
+
+
+@overload(shift_of_lse, **INLINE)
+def shift_of_lse_by_type(lse, temperature, inverse_high, inverse_low, high):
+    return shift_of_lse_64 if lse.element == types.float64 else shift_of_lse_32
+
+
+def shift_of_lse_32(lse, temperature, inverse_high, inverse_low, high):
+    c, near = near_part_of_lse(lse, temperature, inverse_high, inverse_low)
+    return split_32(c, near, LOG2_E_32, LOG2_E_REST_32, high)
+
+
+def shift_of_lse_64(lse, temperature, inverse_high, inverse_low, high):
+    c, near = near_part_of_lse(lse, temperature, inverse_high, inverse_low)
+    return split_64(c, near, LOG2_E_64, LOG2_E_REST_64, high)
+
+
+@inline
+def near_part_of_lse(lse, temperature, inverse_high, inverse_low):
+    """(c, lse - c / T): c is about lse * T where that is far from zero, else 0."""
+    is_far = maximum(lse, 0.0 - lse) >= FAR
+    c = select(is_far, lse * temperature, 0.0)
+    near = fma(0.0 - c, inverse_low, fma(0.0 - c, inverse_high, lse))
+    return c, select(near == near, near, 0.0)  # lse is infinite: c alone decides
+
+
+@inline
+def near_part(m, high):
+    """(c, m - c): c is m where m is far from zero, else 0."""
+    t = m * high
+    is_far = maximum(t, 0.0 - t) >= FAR
+    return select(is_far, m, 0.0), select(is_far, 0.0, m)
+
+
+@inline
+def two_sum(a, b):
+    """a + b as the rounded sum and what the rounding lost (Knuth)."""
+    s = a + b
+    z = s - a
+    return s, (a - (s - z)) + (b - z)
+
+
+def largest(like):
+    """The exponential of a row's maximum, whatever the row: 2**OFFSET, times CENTRE in float32."""
+
+
+@overload(largest, **INLINE)
+def largest_by_type(like):
+    factor = 2.0**OFFSET_64 if like.dtype == types.float64 else float(np.float32(CENTRE * 2.0**0.875)) * 2.0**29
+    return lambda like: factor

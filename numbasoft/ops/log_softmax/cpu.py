@@ -1,0 +1,185 @@
+"""log_softmax on the CPU, forward and backward: the five loops, a tile of rows at a time."""
+
+import numpy as np
+from numba import prange, types
+from numba.extending import overload
+
+from ...elementary import exponential, largest
+from ...jit import INLINE, inline, kernel, parallel_kernel
+from ...passes import (
+    any_kept,
+    lanes,
+    row_filled,
+    row_logarithms,
+    row_maximum,
+    row_others,
+    row_sum,
+    without_c,
+)
+from ...tiles import (
+    ROWS,
+    in_two_parts,
+    log_of_sum,
+    mask_row_at,
+    row_at,
+    rows_in_tile,
+    shifts,
+)
+from ...vector import fma, load, load_part, narrowed, select, stack_array, store, store_part, widened
+
+
+@inline
+def forward_rows(
+    x,  # IN   (rows, n)
+    mask,  # IN   (rows, n) bytes, 0 where an element counts as -inf; or None
+    high,  # IN   log2(e) / T in two parts
+    low,
+    inverse_high,  # IN   1 / T in two parts
+    inverse_low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    streaming,  # IN   whether to write y past the caches
+    y,  # OUT  (rows, n)
+):
+    n = x.shape[1]
+    m, c, magic = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    logarithm = stack_array(np.float64, ROWS)
+    first, second = stack_array(x, ROWS), stack_array(x, ROWS)
+    i = start
+    while i < stop:
+        count = min(rows_in_tile(n), stop - i)
+
+        # loop 1: the maximum of every row
+        for r in range(count):
+            m[r] = row_maximum(x, row_at(x, i + r), mask, mask_row_at(mask, i + r), n)
+        shifts(m, count, high, low, c, magic, rest, lowest, fraction)
+
+        # loops 2 and 3: the sum of exp of every element after the shift
+        # loop 4: the logarithm of every sum
+        for r in range(count):
+            shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
+            others, lost, maxima = row_others(
+                x, row_at(x, i + r), mask, mask_row_at(mask, i + r), n, m[r], shift, high, low
+            )
+            logarithm[r] = log_of_sum(others, lost, maxima, x) if m[r] < np.inf else np.nan
+        in_two_parts(logarithm, count, first, second)
+
+        # loop 5: the maximum and the logarithm of the sum subtracted from every element
+        for r in range(count):
+            y_at = row_at(y, i + r)
+            if m[r] == -np.inf and not any_kept(x, mask, mask_row_at(mask, i + r), n):
+                row_filled(y, y_at, n, -np.inf)
+            else:
+                reduced = 0.25 if abs(np.float64(m[r])) > largest_safe(x) else 1.0
+                row_logarithms(
+                    x,
+                    row_at(x, i + r),
+                    mask,
+                    mask_row_at(mask, i + r),
+                    n,
+                    m[r],
+                    reduced,
+                    (inverse_high / reduced, inverse_low / reduced),
+                    (first[r], second[r]),
+                    y,
+                    y_at,
+                    streaming,
+                )
+        i += count
+
+
+def largest_safe(x):
+    """Below this no difference of two elements overflows the computing type."""
+
+
+@overload(largest_safe, **INLINE)
+def largest_safe_by_type(x):
+    safe = float(np.finfo(np.float64 if x.dtype == types.float64 else np.float32).max) / 4
+    return lambda x: safe
+
+
+@kernel
+def forward(x, mask, high, low, inverse_high, inverse_low, streaming, y):
+    forward_rows(x, mask, high, low, inverse_high, inverse_low, 0, x.shape[0], streaming, y)
+
+
+@parallel_kernel
+def forward_parallel(x, mask, high, low, inverse_high, inverse_low, streaming, y, blocks):
+    rows = x.shape[0]
+    for b in prange(blocks):
+        start, stop = b * rows // blocks, (b + 1) * rows // blocks
+        forward_rows(x, mask, high, low, inverse_high, inverse_low, start, stop, streaming, y)
+
+
+@inline
+def backward_rows(
+    g,  # IN   (rows, n) the gradient with respect to log_y
+    log_y,  # IN   (rows, n) what forward gave
+    high,  # IN   log2(e) in two parts
+    low,
+    inverse,  # IN   1 / T
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    dx,  # OUT  (rows, n) (g - exp(log_y) * sum g) / T
+):
+    n = g.shape[1]
+    w = lanes(g)
+    m, c, magic = stack_array(g, ROWS), stack_array(g, ROWS), stack_array(g, ROWS)
+    rest, lowest, fraction = stack_array(g, ROWS), stack_array(g, ROWS), stack_array(g, ROWS)
+    shifts(m, 1, high, low, c, magic, rest, lowest, fraction)  # of a maximum of 0: none
+    shift = (c[0], magic[0], rest[0], lowest[0], fraction[0])
+    for i in range(start, stop):
+        g_at, at, dx_at = row_at(g, i), row_at(log_y, i), row_at(dx, i)
+        total = row_sum(g, g_at, log_y, at, n)
+        total = (total[0] / largest(g), total[1] / largest(g))
+        j = 0
+        while j + w <= n:
+            v = load(log_y, at + j)
+            store(dx, dx_at + j, gradient(load(g, g_at + j), v, total, shift, high, low, inverse))
+            j += w
+        if j < n:
+            v = load_part(log_y, at + j, n - j, 0.0)
+            a = load_part(g, g_at + j, n - j, 0.0)
+            store_part(dx, dx_at + j, n - j, gradient(a, v, total, shift, high, low, inverse))
+
+
+def gradient(g, v, total, shift, high, low, inverse):
+    """(g - exp(v) * total) / T, 0 where v is -inf: there the probability is exactly 0."""
+
+
+@overload(gradient, **INLINE)
+def gradient_by_type(g, v, total, shift, high, low, inverse):
+    return gradient_64 if g.element == types.float64 else gradient_32
+
+
+def gradient_32(g, v, total, shift, high, low, inverse):
+    e = probability(v, shift, high, low)
+    dx = fma(widened(e), 0.0 - (total[0] + total[1]), widened(g))
+    return select(v == -np.inf, 0.0, narrowed(dx * inverse))
+
+
+def gradient_64(g, v, total, shift, high, low, inverse):
+    e = probability(v, shift, high, low)
+    dx = fma(e, 0.0 - total[0], g) - e * total[1]
+    return select(v == -np.inf, 0.0, dx * inverse)
+
+
+@inline
+def probability(v, shift, high, low):
+    """exp(v) times ``largest``: 0 far below the smallest float, inf above exp(60)."""
+    e = select(v < shift[3], 0.0, exponential(v, without_c(shift), high, low))
+    return select(v > 60.0, np.inf, e)
+
+
+@kernel
+def backward(g, log_y, high, low, inverse, dx):
+    backward_rows(g, log_y, high, low, inverse, 0, g.shape[0], dx)
+
+
+@parallel_kernel
+def backward_parallel(g, log_y, high, low, inverse, dx, blocks):
+    rows = g.shape[0]
+    for b in prange(blocks):
+        start, stop = b * rows // blocks, (b + 1) * rows // blocks
+        backward_rows(g, log_y, high, low, inverse, start, stop, dx)

@@ -1,0 +1,163 @@
+"""logsumexp on the CPU, forward and backward: the first four loops of log_softmax, one result per row."""
+
+import numpy as np
+from numba import prange, types
+from numba.extending import overload
+
+from ...elementary import exponential, largest, shift_of_lse
+from ...jit import INLINE, inline, kernel, parallel_kernel
+from ...passes import filled, lanes, row_maximum, row_others
+from ...tiles import ROWS, log_of_sum, mask_row_at, row_at, rows_in_tile, shifts
+from ...vector import (
+    fma,
+    load,
+    load_part,
+    narrowed,
+    select,
+    stack_array,
+    store,
+    store_part,
+    widened,
+)
+
+
+@inline
+def forward_rows(
+    x,  # IN   (rows, n)
+    mask,  # IN   (rows, n) bytes, 0 where an element counts as -inf; or None
+    high,  # IN   log2(e) / T in two parts
+    low,
+    inverse_high,  # IN   1 / T in two parts
+    inverse_low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    lse,  # OUT  (rows,) log sum exp(x / T), float32 for 16-bit x
+):
+    n = x.shape[1]
+    m, c, magic = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    logarithm, maximum = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    i = start
+    while i < stop:
+        count = min(rows_in_tile(n), stop - i)
+
+        # loop 1: the maximum of every row
+        for r in range(count):
+            m[r] = row_maximum(x, row_at(x, i + r), mask, mask_row_at(mask, i + r), n)
+            maximum[r] = m[r]
+        shifts(m, count, high, low, c, magic, rest, lowest, fraction)
+
+        # loops 2 and 3: the sum of exp of every element after the shift
+        # loop 4: the logarithm of every sum
+        for r in range(count):
+            shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
+            others, lost, maxima = row_others(
+                x, row_at(x, i + r), mask, mask_row_at(mask, i + r), n, m[r], shift, high, low
+            )
+            logarithm[r] = log_of_sum(others, lost, maxima, x)
+
+        # m / T + l, but for an infinite m, which is the result unless NaN was in the sum
+        for r in range(count):
+            if np.isinf(maximum[r]):
+                logarithm[r] = np.nan if np.isnan(logarithm[r]) else maximum[r]
+                maximum[r] = 0.0
+        for r in range(0, count, 8):
+            a = load(maximum, r)
+            product = a * inverse_high
+            l = load(logarithm, r)
+            total = product + l
+            z = total - product
+            lost = (product - (total - z)) + (l - z)
+            lost = lost + fma(a, inverse_low, fma(a, inverse_high, 0.0 - product))
+            store(logarithm, r, select(lost == lost, total + lost, total))
+        for r in range(count):
+            lse[i + r] = logarithm[r]
+        i += count
+
+
+@kernel
+def forward(x, mask, high, low, inverse_high, inverse_low, lse):
+    forward_rows(x, mask, high, low, inverse_high, inverse_low, 0, x.shape[0], lse)
+
+
+@parallel_kernel
+def forward_parallel(x, mask, high, low, inverse_high, inverse_low, lse, blocks):
+    rows = x.shape[0]
+    for b in prange(blocks):
+        start, stop = b * rows // blocks, (b + 1) * rows // blocks
+        forward_rows(x, mask, high, low, inverse_high, inverse_low, start, stop, lse)
+
+
+@inline
+def backward_rows(
+    g,  # IN   (rows,) the gradient with respect to lse, in the computing type
+    x,  # IN   (rows, n)
+    lse,  # IN   (rows,) what forward gave, in the computing type
+    high,  # IN   log2(e) / T in two parts
+    low,
+    temperature,  # IN   T, and 1 / T in two parts
+    inverse_high,
+    inverse_low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    dx,  # OUT  (rows, n) g * exp(x / T - lse) / T
+):
+    n = x.shape[1]
+    w = lanes(x)
+    parts = stack_array(x, 80)
+    for i in range(start, stop):
+        at, dx_at = row_at(x, i), row_at(dx, i)
+        s = shift_of_lse(filled(x, lse[i]), temperature, inverse_high, inverse_low, high)
+        for k in range(5):
+            store(parts, 16 * k, s[k])
+        shift = (parts[0], parts[16], parts[32], parts[48], parts[64])
+        factor = np.float64(g[i]) * inverse_high / largest(x)
+        j = 0
+        while j + w <= n:
+            store(dx, dx_at + j, gradient(load(x, at + j), factor, shift, high, low))
+            j += w
+        if j < n:
+            v = load_part(x, at + j, n - j, -np.inf)
+            store_part(dx, dx_at + j, n - j, gradient(v, factor, shift, high, low))
+
+
+def gradient(v, factor, shift, high, low):
+    """factor * exp(v / T - lse) * largest, 0 where the exponential is 0."""
+
+
+@overload(gradient, **INLINE)
+def gradient_by_type(v, factor, shift, high, low):
+    return gradient_64 if v.element == types.float64 else gradient_32
+
+
+def gradient_32(v, factor, shift, high, low):
+    e = bounded(v, shift, high, low)
+    return select(e == 0.0, 0.0, narrowed(widened(e) * factor))
+
+
+def gradient_64(v, factor, shift, high, low):
+    e = bounded(v, shift, high, low)
+    return select(e == 0.0, 0.0, e * factor)
+
+
+@inline
+def bounded(v, shift, high, low):
+    """exp(v / T - lse) times ``largest``: 0 far below the smallest float and for -inf, inf
+    above 2**86, which no lse of these v gives."""
+    d = v - shift[0]
+    e = select(d < shift[3], 0.0, exponential(v, shift, high, low))
+    e = select(fma(d, high, shift[4]) > 86.0, np.inf, e)
+    return select(v == -np.inf, 0.0, e)
+
+
+@kernel
+def backward(g, x, lse, high, low, temperature, inverse_high, inverse_low, dx):
+    backward_rows(g, x, lse, high, low, temperature, inverse_high, inverse_low, 0, x.shape[0], dx)
+
+
+@parallel_kernel
+def backward_parallel(g, x, lse, high, low, temperature, inverse_high, inverse_low, dx, blocks):
+    rows = x.shape[0]
+    for b in prange(blocks):
+        start, stop = b * rows // blocks, (b + 1) * rows // blocks
+        backward_rows(g, x, lse, high, low, temperature, inverse_high, inverse_low, start, stop, dx)

@@ -1,0 +1,149 @@
+"""softmax on the CPU, forward and backward: the four loops, a tile of rows at a time."""
+
+import numpy as np
+from numba import prange, types
+from numba.extending import overload
+
+from ...jit import INLINE, inline, kernel, parallel_kernel
+from ...passes import (
+    any_kept,
+    lanes,
+    row_dot,
+    row_exponentials,
+    row_filled,
+    row_maximum,
+    row_scaled,
+)
+from ...tiles import (
+    ROWS,
+    exponentials_in,
+    mask_row_at,
+    prefetch_distance,
+    reciprocals,
+    row_at,
+    rows_in_tile,
+    shifts,
+)
+from ...vector import load, load_part, select, stack_array, store, store_part
+
+
+@inline
+def forward_rows(
+    x,  # IN   (rows, n)
+    mask,  # IN   (rows, n) bytes, 0 where an element counts as -inf; or None
+    work,  # WORK (blocks, at least n and TILE) for exponentials; or None where y holds them
+    high,  # IN   log2(e) / T in two parts
+    low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    block,  # IN   the row of work to use
+    streaming,  # IN   whether to write y past the caches
+    y,  # OUT  (rows, n)
+):
+    n = x.shape[1]
+    e = exponentials_in(work, y)
+    ahead = prefetch_distance(n)
+    m, c, magic = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second = stack_array(x, ROWS), stack_array(x, ROWS)
+    i = start
+    while i < stop:
+        count = min(rows_in_tile(n), stop - i)
+
+        # loop 1: the maximum of every row
+        for r in range(count):
+            m[r] = row_maximum(x, row_at(x, i + r), mask, mask_row_at(mask, i + r), n)
+        shifts(m, count, high, low, c, magic, rest, lowest, fraction)
+
+        # loops 2 and 3: exp of every element after the shift, and the sum of every row
+        for r in range(count):
+            e_at = row_at(e, i + r) if work is None else row_at(e, block) + r * n
+            shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
+            total[r], lost[r] = row_exponentials(
+                x, row_at(x, i + r), mask, mask_row_at(mask, i + r), n, e, e_at, shift, high, low, ahead
+            )
+        reciprocals(total, lost, count, first, second)
+
+        # loop 4: every element divided by the sum of its row
+        for r in range(count):
+            e_at = row_at(e, i + r) if work is None else row_at(e, block) + r * n
+            if m[r] == -np.inf and not any_kept(x, mask, mask_row_at(mask, i + r), n):
+                row_filled(y, row_at(y, i + r), n, 0.0)
+            else:
+                row_scaled(e, e_at, n, (first[r], second[r]), y, row_at(y, i + r), streaming)
+        i += count
+
+
+@kernel
+def forward(x, mask, work, high, low, streaming, y):
+    forward_rows(x, mask, work, high, low, 0, x.shape[0], 0, streaming, y)
+
+
+@parallel_kernel
+def forward_parallel(x, mask, work, high, low, streaming, y, blocks):
+    rows = x.shape[0]
+    for b in prange(blocks):
+        start, stop = b * rows // blocks, (b + 1) * rows // blocks
+        forward_rows(x, mask, work, high, low, start, stop, b, streaming, y)
+
+
+@inline
+def backward_rows(
+    g,  # IN   (rows, n) the gradient with respect to y
+    y,  # IN   (rows, n) what forward gave
+    inverse,  # IN   1 / T
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    dx,  # OUT  (rows, n) y * (g - sum g y) / T
+):
+    n = y.shape[1]
+    w = lanes(y)
+    for i in range(start, stop):
+        g_at, at, dx_at = row_at(g, i), row_at(y, i), row_at(dx, i)
+        dot = row_dot(g, g_at, y, at, n)
+        mean = two_parts(dot, y)
+        j = 0
+        while j + w <= n:
+            v = load(y, at + j)
+            store(dx, dx_at + j, gradient(load(g, g_at + j), v, mean, inverse))
+            j += w
+        if j < n:
+            v = load_part(y, at + j, n - j, 0.0)
+            a = load_part(g, g_at + j, n - j, 0.0)
+            store_part(dx, dx_at + j, n - j, gradient(a, v, mean, inverse))
+
+
+def two_parts(dot, y):
+    """The sum of products as two numbers of the computing type."""
+
+
+@overload(two_parts, **INLINE)
+def two_parts_by_type(dot, y):
+    if y.dtype == types.float64:
+        return lambda dot, y: dot
+
+    def narrow(dot, y):
+        total = dot[0] + dot[1]
+        high = np.float32(total)
+        return high, np.float32(total - high)
+
+    return narrow
+
+
+@inline
+def gradient(g, y, mean, inverse):
+    """y * (g - mean) / T, 0 where the probability is exactly 0."""
+    return select(y == 0.0, 0.0, y * ((g - mean[0]) - mean[1]) * inverse)
+
+
+@kernel
+def backward(g, y, inverse, dx):
+    backward_rows(g, y, inverse, 0, y.shape[0], dx)
+
+
+@parallel_kernel
+def backward_parallel(g, y, inverse, dx, blocks):
+    rows = y.shape[0]
+    for b in prange(blocks):
+        backward_rows(g, y, inverse, b * rows // blocks, (b + 1) * rows // blocks, dx)

@@ -1,0 +1,49 @@
+"""softmax as it is defined: one loop nest per step over the whole array, nothing fused.
+
+x and y are (outer, n, inner) with the softmax axis in the middle: the last axis of a matrix
+has inner = 1, its first axis has outer = 1. Every slice x[i, :, k] is one softmax.
+"""
+
+import math
+
+import numpy as np
+from numba import prange
+
+from ...jit import parallel_kernel
+
+
+@parallel_kernel
+def softmax_loops(
+    x,  # IN   (outer, n, inner)
+    m,  # WORK (outer, inner)
+    e,  # WORK (outer, n, inner)
+    s,  # WORK (outer, inner)
+    y,  # OUT  (outer, n, inner)
+):
+    outer, n, inner = x.shape
+
+    # loop 1: the maximum over the softmax axis
+    for i in prange(outer):
+        for k in range(inner):
+            m[i, k] = -np.inf
+            for j in range(n):
+                m[i, k] = max(m[i, k], x[i, j, k])
+
+    # loop 2: exp of every element after the shift
+    for i in prange(outer):
+        for j in range(n):
+            for k in range(inner):
+                e[i, j, k] = math.exp(x[i, j, k] - m[i, k])
+
+    # loop 3: the sum over the softmax axis
+    for i in prange(outer):
+        for k in range(inner):
+            s[i, k] = 0.0
+            for j in range(n):
+                s[i, k] += e[i, j, k]
+
+    # loop 4: every element divided by its sum
+    for i in prange(outer):
+        for j in range(n):
+            for k in range(inner):
+                y[i, j, k] = e[i, j, k] / s[i, k]

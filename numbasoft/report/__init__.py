@@ -1,0 +1,1 @@
+"""What ``python -m numbasoft`` does. Nothing in the library imports this package."""

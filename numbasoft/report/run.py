@@ -1,0 +1,208 @@
+"""Runs the workers and puts together what they answer."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from .. import jit
+from . import accuracy, environment, rivals, workloads
+from .terminal import Progress
+
+ROUNDS = 2  # each library's process runs this often, in turn: A B C A B C
+SECONDS = {True: 0.03, False: 0.12}  # per workload, library and round; quick or not
+SPEED_STEP = 3  # a workload takes the bar as far as three accuracy records: about as long
+ACCURACY_RIVALS = ("SciPy", "PyTorch", "ONNX Runtime", "JAX")
+
+
+class WorkerFailed(RuntimeError):
+    """A worker ended before it had answered everything."""
+
+
+class Workers:
+    """Starts workers; whichever still run when the block is left, by an error or by Ctrl-C, are killed."""
+
+    def __init__(self):
+        self.running: set[subprocess.Popen] = set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in list(self.running):
+            process.kill()
+
+    def ask(self, request: dict) -> Iterator[dict]:
+        """The records of one worker, as they come."""
+        threads = str(request["threads"])
+        surroundings = os.environ | {
+            "NUMBA_NUM_THREADS": threads,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        command = [sys.executable, "-m", "numbasoft.report.worker", json.dumps(request)]
+        with tempfile.TemporaryFile("w+") as complaints:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=complaints, env=surroundings, text=True
+            )
+            self.running.add(process)
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    yield json.loads(line)
+                if process.wait() != 0:
+                    complaints.seek(0)
+                    last = (complaints.read().strip() or "no message").splitlines()[-1]
+                    raise WorkerFailed(
+                        f"{request['library']} ended with exit code {process.returncode}: {last}"
+                    )
+            finally:
+                process.kill()
+                process.wait()
+                self.running.discard(process)
+
+
+def report(*, threads: int | None, quick: bool) -> dict:
+    """Everything that ``python -m numbasoft`` knows, ready for JSON."""
+    threads = threads or jit.processors()
+    present = [r for r in rivals.RIVALS if r.missing() is None]
+    works = workloads.QUICK if quick else workloads.REPORT
+    entrants = [*rivals.OURS, rivals.Copy, *present]
+    rounds = 1 if quick else ROUNDS
+    dtypes = [dtype for dtype, reason in accuracy.available().items() if reason is None]
+    others = [] if quick else [r.name for r in present if r.name in ACCURACY_RIVALS]
+    jobs = [("numbasoft", dtype) for dtype in reversed(dtypes)] + [(name, "float32") for name in others]
+    kinds = 7 if quick else 8
+    units = kinds * (len(dtypes) * len(workloads.FUNCTIONS) + len(others) * len(workloads.FORWARD))
+    steps = units + SPEED_STEP * rounds * len(entrants) * len(works)
+    with Progress(steps, "starting") as progress, Workers() as workers:
+        result: dict = {
+            "environment": environment.describe(threads),
+            "accuracy": _accuracy(workers, jobs, quick, progress),
+            "speed": _speed(workers, entrants, works, rounds, threads, quick, progress),
+        }
+    result["ok"] = _right(result)
+    return result
+
+
+def _accuracy(workers, jobs, quick, progress) -> dict:
+    """Two workers at a time: nothing is timed here."""
+    collected: dict[tuple[str, str], list[dict]] = {}
+    problems: dict[str, str] = {}
+
+    def work(job):
+        library, dtype = job
+        request = {"task": "accuracy", "library": library, "dtype": dtype, "quick": quick, "threads": 1}
+        for record in workers.ask(request):
+            collected.setdefault(job, []).append(record)
+            progress.advance(1, f"is it right: {library} {dtype}")
+
+    with ThreadPoolExecutor(2) as pool:
+        started = {pool.submit(work, job): job for job in jobs}
+        try:
+            for future in as_completed(started):
+                try:
+                    future.result()
+                except WorkerFailed as error:
+                    problems[" ".join(started[future])] = str(error)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            workers.__exit__()
+            raise
+    skipped = {dtype: reason for dtype, reason in accuracy.available().items() if reason}
+    return {
+        "numbasoft": [r for job in jobs if job[0] == "numbasoft" for r in collected.get(job, [])],
+        "rivals": {job[0]: collected.get(job, []) for job in jobs if job[0] != "numbasoft"},
+        "skipped": skipped,
+        "problems": problems,
+    }
+
+
+def _speed(workers, entrants, works, rounds, threads, quick, progress) -> dict:
+    seen: dict[tuple[str, str], list[dict]] = {}
+    problems: dict[str, str] = {}
+    for turn in range(rounds):
+        for entrant in entrants:
+            request = {"task": "speed", "library": entrant.name, "threads": threads, "quick": quick}
+            progress.advance(0, f"how fast: {entrant.name}, round {turn + 1} of {rounds}")
+            try:
+                for record in workers.ask(request | {"seconds": SECONDS[quick]}):
+                    seen.setdefault((entrant.name, record["workload"]), []).append(record)
+                    progress.advance(SPEED_STEP)
+            except WorkerFailed as error:
+                problems[entrant.name] = str(error)
+    rows = [
+        {
+            "workload": work.name,
+            "function": work.function,
+            "shape": list(work.shape),
+            "dtype": work.dtype,
+            "axis": work.axis,
+            "bytes_moved": work.bytes_moved,
+            "libraries": {e.name: _merge(seen.get((e.name, work.name), [])) for e in entrants},
+        }
+        for work in works
+    ]
+    for row in rows:
+        for entrant in entrants:
+            mine = row["libraries"][(rivals.NumbasoftGiven if entrant.given else rivals.Numbasoft).name]
+            theirs = row["libraries"][entrant.name]
+            if entrant not in rivals.OURS and "best" in mine and "best" in theirs:
+                theirs["ratio"] = theirs["best"] / mine["best"]
+    return {
+        "threads": threads,
+        "rounds": rounds,
+        "ratio": "time of the library / time of numbasoft, best of all rounds; both with a given output or both without",
+        "given_output": [e.name for e in entrants if e.given],
+        "missing": {r.name: r.missing() for r in rivals.RIVALS if r.missing()},
+        "problems": problems,
+        "rows": rows,
+        "summary": {e.name: _summary(rows, e.name) for e in entrants if e not in rivals.OURS},
+    }
+
+
+def _merge(records: list[dict]) -> dict:
+    """One library on one workload: the best of all rounds and the median of their medians."""
+    if not records:
+        return {"problem": "no answer"}
+    for key in ("unsupported", "problem"):
+        if key in records[0] or key in records[-1]:
+            return {key: records[0].get(key) or records[-1].get(key)}
+    medians = sorted(r["median"] for r in records)
+    return {
+        "best": min(r["best"] for r in records),
+        "median": (medians[(len(medians) - 1) // 2] + medians[len(medians) // 2]) / 2,
+        "samples": sum(r["samples"] for r in records),
+        "difference": max(r["difference"] for r in records),
+    }
+
+
+def _summary(rows, name) -> dict | None:
+    ratios = [
+        (row["libraries"][name]["ratio"], row["workload"])
+        for row in rows
+        if "ratio" in row["libraries"][name]
+    ]
+    if not ratios:
+        return None
+    lowest, where = min(ratios)
+    mean = math.exp(sum(math.log(r) for r, _ in ratios) / len(ratios))
+    return {"geometric_mean": mean, "lowest": lowest, "lowest_on": where, "workloads": len(ratios)}
+
+
+def _right(result) -> bool:
+    """Whether numbasoft kept every bound, gave right results in every workload, and no worker of its own failed."""
+    ours = {r.name for r in rivals.OURS}
+    return (
+        all(record["ok"] for record in result["accuracy"]["numbasoft"])
+        and not any(job.split()[0] == "numbasoft" for job in result["accuracy"]["problems"])
+        and not any("best" not in row["libraries"][name] for row in result["speed"]["rows"] for name in ours)
+    )

@@ -1,0 +1,123 @@
+"""What is computed once per row, for the rows of a tile at a time.
+
+A tile is as many rows as fit in the first cache, at most ROWS: the steps of different
+rows do not wait for each other, and one vector instruction serves up to 16 rows.
+"""
+
+import math
+
+from numba import types
+from numba.extending import overload
+
+from .elementary import largest, shift_of
+from .jit import INLINE, inline
+from .passes import lanes
+from .vector import fma, load, narrowed, store, widened
+
+ROWS = 16
+TILE = 2048  # elements; 16 KiB of float32 in and out stay in a first cache of 32 KiB
+
+
+@inline
+def rows_in_tile(n):
+    return min(ROWS, max(1, TILE // max(1, n)))
+
+
+@inline
+def prefetch_distance(n):
+    """How far ahead to ask for elements while computing exponentials: the next tile, if near."""
+    return rows_in_tile(n) * n if n < 8192 else 1024
+
+
+@inline
+def row_at(array, i):
+    """The offset of row i of a 2-D array, in elements."""
+    return i * (array.strides[0] // array.itemsize)
+
+
+def exponentials_in(work, y):
+    """Where a row's exponentials are kept: in y itself, or in the work array if there is one."""
+
+
+@overload(exponentials_in, **INLINE)
+def exponentials_in_by_type(work, y):
+    return (lambda work, y: y) if work == types.none else (lambda work, y: work)
+
+
+def mask_row_at(mask, i):
+    """The offset of row i of a mask, 0 where there is none."""
+
+
+@overload(mask_row_at, **INLINE)
+def mask_row_at_by_type(mask, i):
+    if mask == types.none:
+        return lambda mask, i: 0
+    return lambda mask, i: i * mask.strides[0]
+
+
+@inline
+def shifts(m, count, high, low, c, magic, rest, lowest, fraction):
+    """The shift of every row of a tile from the maxima m (see elementary.shift_of)."""
+    for j in range(0, count, lanes(m)):
+        s = shift_of(load(m, j), high, low)
+        store(c, j, s[0])
+        store(magic, j, s[1])
+        store(rest, j, s[2])
+        store(lowest, j, s[3])
+        store(fraction, j, s[4])
+
+
+def in_two_parts(numbers, count, first, second):
+    """float64 numbers, one per row of a tile, as two of the computing type each."""
+
+
+@overload(in_two_parts, **INLINE)
+def in_two_parts_by_type(numbers, count, first, second):
+    return in_two_parts_64 if first.dtype == types.float64 else in_two_parts_32
+
+
+def in_two_parts_32(numbers, count, first, second):
+    for j in range(0, count, 8):
+        v = load(numbers, j)
+        high = narrowed(v)
+        store(first, j, high)
+        store(second, j, narrowed(v - widened(high)))
+
+
+def in_two_parts_64(numbers, count, first, second):
+    for j in range(0, count, 8):
+        store(first, j, load(numbers, j))
+        store(second, j, load(numbers, j) * 0.0)
+
+
+@inline
+def log_of_sum(others, lost, maxima, like):
+    """log(sum exp(x - m)) from the sum without the maxima, and how many of those there are."""
+    r = (others + lost) / largest(like)
+    return math.log1p(r) if maxima == 1.0 else math.log(maxima + r)
+
+
+def reciprocals(total, lost, count, first, second):
+    """1 / (total + lost) for every row of a tile, as two numbers of the computing type."""
+
+
+@overload(reciprocals, **INLINE)
+def reciprocals_by_type(total, lost, count, first, second):
+    return reciprocals_64 if first.dtype == types.float64 else reciprocals_32
+
+
+def reciprocals_32(total, lost, count, first, second):
+    for j in range(0, count, 8):
+        r = 1.0 / (load(total, j) + load(lost, j))
+        high = narrowed(r)
+        store(first, j, high)
+        store(second, j, narrowed(r - widened(high)))
+
+
+def reciprocals_64(total, lost, count, first, second):
+    for j in range(0, count, 8):
+        s = load(total, j)
+        r = 1.0 / s
+        rest = fma(0.0 - r, load(lost, j), fma(0.0 - r, s, 1.0))
+        store(first, j, r)
+        store(second, j, r * rest)

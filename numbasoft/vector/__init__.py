@@ -1,0 +1,80 @@
+"""A SIMD vector type for Numba kernels. All LLVM IR of the package is in this folder.
+
+Numba has no vector type, and LLVM leaves much of a softmax loop scalar or badly
+scheduled. With a vector type a kernel is still Python, ``e = exp2_scaled(x - c, ...)``,
+and every value in it is a register full of elements.
+
+A vector holds 64 bytes of float32 or float64 on every machine. LLVM splits it into what
+the CPU has (one AVX-512, two AVX2, four NEON or SSE registers), so that the order of
+every addition, and with it every bit of a result, does not depend on the CPU.
+
+Arrays of 16-bit floats come as integers, because Numba's CPU target knows no such type:
+uint16 is bfloat16, int16 is float16. They are widened to float32 when loaded and rounded
+once, to nearest even, when stored.
+"""
+
+from .arithmetic import (
+    any_lane,
+    fma,
+    folded,
+    low_bits_as_exponent,
+    lower_half,
+    max_across,
+    maximum,
+    narrowed,
+    scaled_entry,
+    select,
+    splat,
+    sum_across,
+    upper_half,
+    widened,
+)
+from .memory import (
+    below,
+    filled,
+    load,
+    load_mask,
+    load_part,
+    misalignment,
+    prefetch,
+    prefetch_to_write,
+    stack_array,
+    store,
+    store_part,
+    stream,
+    stream_fence,
+)
+from .types import LANES, Mask, Vector
+
+__all__ = [
+    "LANES",
+    "Mask",
+    "Vector",
+    "any_lane",
+    "below",
+    "filled",
+    "fma",
+    "folded",
+    "load",
+    "load_mask",
+    "load_part",
+    "low_bits_as_exponent",
+    "lower_half",
+    "max_across",
+    "maximum",
+    "misalignment",
+    "narrowed",
+    "prefetch",
+    "prefetch_to_write",
+    "scaled_entry",
+    "select",
+    "splat",
+    "stack_array",
+    "store",
+    "store_part",
+    "stream",
+    "stream_fence",
+    "sum_across",
+    "upper_half",
+    "widened",
+]
