@@ -14,14 +14,16 @@ from numba.extending import overload
 
 from .elementary import exponential, two_sum
 from .jit import INLINE, inline
-from .summation import across, dot_push, dot_start, sum_finish, sum_push, sum_start
+from .summation import dot_push, dot_start, sum_finish, sum_push, sum_start
 from .vector import (
-    any_lane,
+    any_kept_of,
     below,
     filled,
     fma,
+    lanes,
     load,
-    load_mask,
+    load_kept,
+    load_kept_part,
     load_part,
     max_across,
     maximum,
@@ -33,6 +35,7 @@ from .vector import (
     store_part,
     stream,
     sum_across,
+    sum_of_pairs,
 )
 
 # A long row is summed in at most 64 segments, each a multiple of SEGMENT elements, whose sums
@@ -47,75 +50,6 @@ def segment_length(n):
     return SEGMENT * max(1, (n + SEGMENT * MOST_SEGMENTS - 1) // (SEGMENT * MOST_SEGMENTS))
 
 
-def lanes(array):
-    """The number of lanes of the vectors that an array is computed in."""
-
-
-@overload(lanes, **INLINE)
-def lanes_by_type(array):
-    count = 8 if array.dtype == types.float64 else 16
-    return lambda array: count
-
-
-def kept(x, at, mask, mask_at):
-    """A vector of a row, -inf where the mask (an array of bytes, or None) keeps nothing."""
-
-
-@overload(kept, **INLINE)
-def kept_by_type(x, at, mask, mask_at):
-    if mask == types.none:
-        return lambda x, at, mask, mask_at: load(x, at)
-
-    def masked(x, at, mask, mask_at):
-        v = load(x, at)
-        return select(load_mask(mask, mask_at, lanes(x), v), v, -np.inf)
-
-    return masked
-
-
-def kept_part(x, at, mask, mask_at, count):
-    """As ``kept``, with -inf in the lanes from ``count`` on."""
-
-
-@overload(kept_part, **INLINE)
-def kept_part_by_type(x, at, mask, mask_at, count):
-    if mask == types.none:
-        return lambda x, at, mask, mask_at, count: load_part(x, at, count, -np.inf)
-
-    def masked(x, at, mask, mask_at, count):
-        v = load_part(x, at, count, -np.inf)
-        return select(load_mask(mask, mask_at, count, v), v, -np.inf)
-
-    return masked
-
-
-def keep(e, at, v, ahead):
-    """Store a vector of exponentials where they are kept (e is None where they are not)."""
-
-
-@overload(keep, **INLINE)
-def keep_by_type(e, at, v, ahead):
-    if e == types.none:
-        return lambda e, at, v, ahead: None
-
-    def stored(e, at, v, ahead):
-        prefetch_to_write(e, at + ahead)
-        store(e, at, v)
-
-    return stored
-
-
-def keep_part(e, at, count, v):
-    """As ``keep``, for the lanes below ``count``."""
-
-
-@overload(keep_part, **INLINE)
-def keep_part_by_type(e, at, count, v):
-    if e == types.none:
-        return lambda e, at, count, v: None
-    return lambda e, at, count, v: store_part(e, at, count, v)
-
-
 @inline
 def row_maximum(x, at, mask, mask_at, n):
     """Loop 1: the maximum of a row. NaN is passed over; the sum brings it to light."""
@@ -126,16 +60,16 @@ def row_maximum(x, at, mask, mask_at, n):
     m3 = m0
     j = 0
     while j + 4 * w <= n:
-        m0 = maximum(kept(x, at + j, mask, mask_at + j), m0)
-        m1 = maximum(kept(x, at + j + w, mask, mask_at + j + w), m1)
-        m2 = maximum(kept(x, at + j + 2 * w, mask, mask_at + j + 2 * w), m2)
-        m3 = maximum(kept(x, at + j + 3 * w, mask, mask_at + j + 3 * w), m3)
+        m0 = maximum(load_kept(x, at + j, mask, mask_at + j), m0)
+        m1 = maximum(load_kept(x, at + j + w, mask, mask_at + j + w), m1)
+        m2 = maximum(load_kept(x, at + j + 2 * w, mask, mask_at + j + 2 * w), m2)
+        m3 = maximum(load_kept(x, at + j + 3 * w, mask, mask_at + j + 3 * w), m3)
         j += 4 * w
     while j + w <= n:
-        m0 = maximum(kept(x, at + j, mask, mask_at + j), m0)
+        m0 = maximum(load_kept(x, at + j, mask, mask_at + j), m0)
         j += w
     if j < n:
-        m1 = maximum(kept_part(x, at + j, mask, mask_at + j, n - j), m1)
+        m1 = maximum(load_kept_part(x, at + j, mask, mask_at + j, n - j), m1)
     return max_across(maximum(maximum(m0, m1), maximum(m2, m3)))
 
 
@@ -146,19 +80,20 @@ def segment_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahe
     j = 0
     while j + lanes(x) <= n:
         prefetch(x, at + j + ahead)
-        v = exponential(kept(x, at + j, mask, mask_at + j), shift, high, low)
-        keep(e, e_at + j, v, ahead)
+        v = exponential(load_kept(x, at + j, mask, mask_at + j), shift, high, low)
+        prefetch_to_write(e, e_at + j + ahead)
+        store(e, e_at + j, v)
         total = sum_push(total, v)
         j += lanes(x)
     if j < n:
-        v = exponential(kept_part(x, at + j, mask, mask_at + j, n - j), shift, high, low)
-        keep_part(e, e_at + j, n - j, v)
+        v = exponential(load_kept_part(x, at + j, mask, mask_at + j, n - j), shift, high, low)
+        store_part(e, e_at + j, n - j, v)
         total = sum_push(total, select(below(v, n - j), v, 0.0))
     return sum_finish(total)
 
 
 def without_c(shift):
-    """A shift whose c is known to be zero, as a constant."""
+    """A shift whose c is known to be zero, as a constant: that saves a subtraction and a register."""
 
 
 @overload(without_c, **INLINE)
@@ -176,7 +111,7 @@ def row_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead):
     j = 0
     while j < n:
         count = min(length, n - j)
-        if shift[0] == 0.0:  # a constant zero saves a subtraction and a register per element
+        if shift[0] == 0.0:
             near = without_c(shift)
             s = segment_exponentials(x, at + j, mask, mask_at + j, count, e, e_at + j, near, high, low, ahead)
         else:
@@ -198,13 +133,13 @@ def segment_others(x, at, mask, mask_at, n, m, shift, high, low):
     total = sum_start(maxima)
     j = 0
     while j + lanes(x) <= n:
-        v = kept(x, at + j, mask, mask_at + j)
+        v = load_kept(x, at + j, mask, mask_at + j)
         is_max = v == m
         total = sum_push(total, select(is_max, 0.0, exponential(v, shift, high, low)))
         maxima = maxima + select(is_max, 1.0, filled(x, 0.0))
         j += lanes(x)
     if j < n:
-        v = kept_part(x, at + j, mask, mask_at + j, n - j)
+        v = load_kept_part(x, at + j, mask, mask_at + j, n - j)
         is_max = v == m
         inside = below(v, n - j)
         e = select(is_max, 0.0, exponential(v, shift, high, low))
@@ -290,19 +225,19 @@ def row_logarithms(x, at, mask, mask_at, n, m, reduced, inverse, logarithms, y, 
     j = 0
     if streaming:
         head = min(n, aligned_after(y, y_at))
-        v = kept_part(x, at, mask, mask_at, head)
+        v = load_kept_part(x, at, mask, mask_at, head)
         store_part(y, y_at, head, logarithm(v, m, reduced, inverse, logarithms))
         j = head
         while j + w <= n:
-            v = kept(x, at + j, mask, mask_at + j)
+            v = load_kept(x, at + j, mask, mask_at + j)
             stream(y, y_at + j, logarithm(v, m, reduced, inverse, logarithms))
             j += w
     while j + w <= n:
-        v = kept(x, at + j, mask, mask_at + j)
+        v = load_kept(x, at + j, mask, mask_at + j)
         store(y, y_at + j, logarithm(v, m, reduced, inverse, logarithms))
         j += w
     if j < n:
-        v = kept_part(x, at + j, mask, mask_at + j, n - j)
+        v = load_kept_part(x, at + j, mask, mask_at + j, n - j)
         store_part(y, y_at + j, n - j, logarithm(v, m, reduced, inverse, logarithms))
 
 
@@ -320,7 +255,7 @@ def row_dot(a, a_at, b, b_at, n):
     if j < n:
         v = load_part(b, b_at + j, n - j, 0.0)
         total = dot_push(total, select(v == 0.0, 0.0, load_part(a, a_at + j, n - j, 0.0)), v)
-    return across(total)
+    return sum_of_pairs(total[0], total[1])
 
 
 @inline
@@ -337,7 +272,7 @@ def row_sum(a, a_at, b, b_at, n):
     if j < n:
         v = load_part(b, b_at + j, n - j, -np.inf)
         total = dot_push(total, select(v == -np.inf, 0.0, load_part(a, a_at + j, n - j, 0.0)), one)
-    return across(total)
+    return sum_of_pairs(total[0], total[1])
 
 
 @inline
@@ -350,12 +285,9 @@ def aligned_after(y, at):
 @inline
 def any_kept(x, mask, mask_at, n):
     """Whether a mask keeps anything of a row; no mask keeps all."""
-    if mask is None:
-        return n > 0
-    zero = filled(x, 0.0)
     j = 0
     while j < n:
-        if any_lane(load_mask(mask, mask_at + j, n - j, zero)):
+        if any_kept_of(x, mask, mask_at + j, n - j):
             return True
         j += lanes(x)
     return False

@@ -12,8 +12,8 @@ from numba import types
 from numba.extending import overload
 
 from .elementary import OFFSET_64, two_sum
-from .jit import INLINE, inline
-from .vector import fma, folded, lower_half, splat, sum_across, upper_half, widened
+from .jit import INLINE
+from .vector import fma, folded, splat, sum_of_pairs, widened
 
 # Sums of exponentials start at a number larger than any exponential, which is taken away at
 # the end: so the sum is always the larger operand, and what an addition loses takes two
@@ -40,13 +40,16 @@ def sum_push(total, v):
 
 @overload(sum_push, **INLINE)
 def sum_push_by_type(total, v):
-    if v.element == types.float64:
-        return lambda total, v: add_smaller(total, v)
-    return lambda total, v: add_smaller(total, folded(v))
+    return sum_push_64 if v.element == types.float64 else sum_push_32
 
 
-@inline
-def add_smaller(total, v):
+def sum_push_32(total, v):
+    v = folded(v)
+    high = total[0] + v
+    return high, total[1] + (v - (high - total[0]))
+
+
+def sum_push_64(total, v):
     high = total[0] + v
     return high, total[1] + (v - (high - total[0]))
 
@@ -58,12 +61,12 @@ def sum_finish(total):
 @overload(sum_finish, **INLINE)
 def sum_finish_by_type(total):
     if total[0].element == types.float64:
-        return lambda total: across((total[0] - START_64, total[1]))
-    return lambda total: across((widened(total[0]) - START_32, widened(total[1])))
+        return lambda total: sum_of_pairs(total[0] - START_64, total[1])
+    return lambda total: sum_of_pairs(widened(total[0]) - START_32, widened(total[1]))
 
 
 def dot_start(like):
-    """An empty sum of products, for ``dot_push``; sum it up with ``across``."""
+    """An empty sum of products, for ``dot_push``; sum it up with ``sum_of_pairs``."""
 
 
 @overload(dot_start, **INLINE)
@@ -98,20 +101,3 @@ def dot_push_64(total, a, b):
     product = a * b
     high, lost = two_sum(total[0], product)
     return high, total[1] + (lost + fma(a, b, 0.0 - product))
-
-
-def across(total):
-    """The sum of all lanes of a pair of float64 vectors, as such a pair of numbers."""
-
-
-@overload(across, **INLINE)
-def across_by_lanes(total):
-    if total[0].lanes > 1:
-        return lambda total: across(halved(total[0], total[1]))
-    return lambda total: (sum_across(total[0]), sum_across(total[1]))
-
-
-@inline
-def halved(high, low):
-    high, lost = two_sum(lower_half(high), upper_half(high))
-    return high, lower_half(low) + upper_half(low) + lost

@@ -11,8 +11,7 @@ from numba.extending import overload
 
 from .elementary import largest, shift_of
 from .jit import INLINE, inline
-from .passes import lanes
-from .vector import fma, load, narrowed, store, widened
+from .vector import fma, lanes, load, narrowed, store, widened
 
 ROWS = 16
 TILE = 2048  # elements; 16 KiB of float32 in and out stay in a first cache of 32 KiB
@@ -29,12 +28,6 @@ def prefetch_distance(n):
     return rows_in_tile(n) * n if n < 8192 else 1024
 
 
-@inline
-def row_at(array, i):
-    """The offset of row i of a 2-D array, in elements."""
-    return i * (array.strides[0] // array.itemsize)
-
-
 def exponentials_in(work, y):
     """Where a row's exponentials are kept: in y itself, or in the work array if there is one."""
 
@@ -42,17 +35,6 @@ def exponentials_in(work, y):
 @overload(exponentials_in, **INLINE)
 def exponentials_in_by_type(work, y):
     return (lambda work, y: y) if work == types.none else (lambda work, y: work)
-
-
-def mask_row_at(mask, i):
-    """The offset of row i of a mask, 0 where there is none."""
-
-
-@overload(mask_row_at, **INLINE)
-def mask_row_at_by_type(mask, i):
-    if mask == types.none:
-        return lambda mask, i: 0
-    return lambda mask, i: i * mask.strides[0]
 
 
 @inline

@@ -182,7 +182,7 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False):
     axes = checks.axes(axis, a.ndim)
     is_complex = dtype.kind == "c"
     if b is None and not is_complex:
-        res = logsumexp_of(a, axes, keepdims=keepdims)
+        res = logsumexp_of(a, axes, keepdims=bool(keepdims))
         return (res[()], sign_of_sum(res)[()]) if return_sign else res[()]
 
     b = np.broadcast_to(1.0, a.shape) if b is None else b

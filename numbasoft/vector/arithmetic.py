@@ -246,40 +246,29 @@ def folded(typingctx, v):
 
 
 @intrinsic
-def lower_half(typingctx, v):
-    """The first half of a vector's lanes."""
-    if not isinstance(v, Vector):
+def sum_of_pairs(typingctx, high, low):
+    """The sum of two float64 vectors, the second a correction of the first, in two parts.
+
+    Half of the lanes is added to the other half until one is left; what the additions of
+    the first lose goes to the second.
+    """
+    if not isinstance(high, Vector) or high != low or high.element != types.float64:
         return None
 
     def lower(context, builder, sig, args):
-        return halves(builder, args[0])[0]
+        add, sub = builder.fadd, builder.fsub
+        total, lost = args
+        while total.type.count > 1:
+            a, b = halves(builder, total)
+            total = add(a, b)
+            z = sub(total, a)
+            rounding = add(sub(a, sub(total, z)), sub(b, z))
+            lost = add(add(*halves(builder, lost)), rounding)
+        zero = ir.Constant(I32, 0)
+        result = [builder.extract_element(v, zero) for v in (total, lost)]
+        return context.make_tuple(builder, sig.return_type, result)
 
-    return Vector(v.element, v.lanes // 2)(v), lower
-
-
-@intrinsic
-def upper_half(typingctx, v):
-    """The second half of a vector's lanes."""
-    if not isinstance(v, Vector):
-        return None
-
-    def lower(context, builder, sig, args):
-        return halves(builder, args[0])[1]
-
-    return Vector(v.element, v.lanes // 2)(v), lower
-
-
-@intrinsic
-def any_lane(typingctx, mask):
-    """Whether a mask holds in any lane."""
-    if not isinstance(mask, Mask):
-        return None
-
-    def lower(context, builder, sig, args):
-        bits = builder.bitcast(args[0], ir.IntType(mask.lanes))
-        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
-
-    return types.boolean(mask), lower
+    return types.UniTuple(types.float64, 2)(high, low), lower
 
 
 @intrinsic

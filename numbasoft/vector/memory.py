@@ -14,6 +14,7 @@ from .types import (
     FLOAT,
     HAS_AVX512,
     HAS_HALF,
+    I1,
     I8,
     I16,
     I32,
@@ -24,6 +25,7 @@ from .types import (
     call,
     coerce,
     constant,
+    llvm_vector,
     vector_of,
 )
 
@@ -75,19 +77,45 @@ def below(typingctx, like, count):
 
 
 @intrinsic
+def lanes(typingctx, array):
+    """How many elements of an array a vector holds."""
+    if not is_loadable(array):
+        return None
+    count = vector_of(array).lanes
+    return types.intp(array), lambda context, builder, sig, args: context.get_constant(types.intp, count)
+
+
+@intrinsic
+def row_at(typingctx, array, i):
+    """The offset of row i of a 2-D array, in elements; 0 where the array is None."""
+
+    def lower(context, builder, sig, args):
+        if array == types.none:
+            return context.get_constant(types.intp, 0)
+        strides = make_array(array)(context, builder, value=args[0]).strides
+        step = builder.sdiv(builder.extract_value(strides, 0), ir.Constant(I64, array.dtype.bitwidth // 8))
+        return builder.mul(args[1], step)
+
+    return types.intp(array, types.intp), lower
+
+
+@intrinsic
 def load(typingctx, array, offset):
     """A full vector of an array's elements, 16-bit floats widened to float32."""
     if not is_loadable(array):
         return None
-    vector = vector_of(array)
 
     def lower(context, builder, sig, args):
-        pointer, align = address(context, builder, array, args[0], args[1])
-        stored = ir.VectorType(STORED[array.dtype], vector.lanes)
-        v = builder.load(builder.bitcast(pointer, stored.as_pointer()), align=align)
-        return widen_stored(builder, v, array)
+        return load_vector(context, builder, array, args[0], args[1])
 
-    return vector(array, types.intp), lower
+    return vector_of(array)(array, types.intp), lower
+
+
+def load_vector(context, builder, array_type, array, offset):
+    pointer, align = address(context, builder, array_type, array, offset)
+    stored = ir.VectorType(STORED[array_type.dtype], vector_of(array_type).lanes)
+    v = builder.load(builder.bitcast(pointer, stored.as_pointer()), align=align)
+    return widen_stored(builder, v, array_type)
 
 
 @intrinsic
@@ -98,15 +126,83 @@ def load_part(typingctx, array, offset, count, fill):
     vector = vector_of(array)
 
     def lower(context, builder, sig, args):
-        pointer, align = address(context, builder, array, args[0], args[1])
         rest = coerce(context, builder, args[3], sig.args[3], vector)
-        mask = lanes_below(builder, args[2], vector.lanes)
-        if array.dtype.bitwidth == 16:
-            v = widen_stored(builder, gather_16(builder, pointer, args[2], vector.lanes), array)
-            return builder.select(mask, v, rest)
-        return masked_load(builder, pointer, align, mask, rest)
+        return load_lanes(context, builder, array, args[0], args[1], args[2], rest)
 
     return vector(array, types.intp, types.intp, fill), lower
+
+
+def load_lanes(context, builder, array_type, array, offset, count, rest):
+    pointer, align = address(context, builder, array_type, array, offset)
+    mask = lanes_below(builder, count, rest.type.count)
+    if array_type.dtype.bitwidth == 16:
+        v = gather_16(builder, pointer, count, rest.type.count)
+        return builder.select(mask, widen_stored(builder, v, array_type), rest)
+    return masked_load(builder, pointer, align, mask, rest)
+
+
+@intrinsic
+def load_kept(typingctx, array, offset, mask, mask_offset):
+    """As ``load``, with -inf where an array of bytes, if there is one, holds a zero."""
+    if not is_loadable(array):
+        return None
+    vector = vector_of(array)
+
+    def lower(context, builder, sig, args):
+        v = load_vector(context, builder, array, args[0], args[1])
+        if mask == types.none:
+            return v
+        keeps = mask_vector(context, builder, mask, args[2], args[3], None, vector.lanes)
+        return builder.select(keeps, v, constant(v.type, float("-inf")))
+
+    return vector(array, types.intp, mask, types.intp), lower
+
+
+@intrinsic
+def load_kept_part(typingctx, array, offset, mask, mask_offset, count):
+    """As ``load_kept``, with -inf in the lanes from ``count`` on, which are not read."""
+    if not is_loadable(array):
+        return None
+    vector = vector_of(array)
+
+    def lower(context, builder, sig, args):
+        rest = constant(llvm_vector(vector), float("-inf"))
+        v = load_lanes(context, builder, array, args[0], args[1], args[4], rest)
+        if mask == types.none:
+            return v
+        keeps = mask_vector(context, builder, mask, args[2], args[3], args[4], vector.lanes)
+        return builder.select(keeps, v, rest)
+
+    return vector(array, types.intp, mask, types.intp, types.intp), lower
+
+
+def mask_vector(context, builder, mask_type, mask, offset, count, lanes):
+    """Which of the lanes below ``count`` (None: all) an array of bytes keeps."""
+    pointer, _ = address(context, builder, mask_type, mask, offset)
+    kind = ir.VectorType(I8, lanes)
+    if count is None:
+        v = builder.load(builder.bitcast(pointer, kind.as_pointer()), align=1)
+    else:
+        buffer = cgutils.alloca_once(builder, kind)
+        builder.store(constant(kind, 0), buffer)
+        copy_small(builder, builder.bitcast(buffer, I8.as_pointer()), pointer, count, lanes)
+        v = builder.load(buffer)
+    return builder.icmp_unsigned("!=", v, constant(kind, 0))
+
+
+@intrinsic
+def any_kept_of(typingctx, array, mask, offset, count):
+    """Whether a mask keeps any of up to ``count`` elements; no mask keeps all."""
+    width = vector_of(array).lanes
+
+    def lower(context, builder, sig, args):
+        if mask == types.none:
+            return ir.Constant(I1, 1)
+        keeps = mask_vector(context, builder, mask, args[1], args[2], args[3], width)
+        bits = builder.bitcast(keeps, ir.IntType(width))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+    return types.boolean(array, mask, types.intp, types.intp), lower
 
 
 def masked_load(builder, pointer, align, mask, rest):
@@ -153,14 +249,15 @@ def copy_small(builder, to, source, count, lanes):
 
 @intrinsic
 def store(typingctx, array, offset, v):
-    """Write a full vector, rounded once where the array holds 16-bit floats."""
-    if not is_loadable(array) or v.element != vector_of(array).element:
+    """Write a full vector, rounded once where the array holds 16-bit floats; no array: nothing."""
+    if array != types.none and (not is_loadable(array) or v.element != vector_of(array).element):
         return None
 
     def lower(context, builder, sig, args):
-        pointer, align = address(context, builder, array, args[0], args[1])
-        stored = narrow_to_stored(builder, args[2], array)
-        builder.store(stored, builder.bitcast(pointer, stored.type.as_pointer()), align=align)
+        if array != types.none:
+            pointer, align = address(context, builder, array, args[0], args[1])
+            stored = narrow_to_stored(builder, args[2], array)
+            builder.store(stored, builder.bitcast(pointer, stored.type.as_pointer()), align=align)
 
     return types.void(array, types.intp, v), lower
 
@@ -198,10 +295,12 @@ def prefetch_to_write(typingctx, array, offset):
 
 
 def prefetching(array, to_write):
-    if not is_loadable(array):
+    if array != types.none and not is_loadable(array):
         return None
 
     def lower(context, builder, sig, args):
+        if array == types.none:
+            return
         pointer, _ = address(context, builder, array, args[0], args[1])
         pointer = builder.bitcast(pointer, I8.as_pointer())
         how = [ir.Constant(I32, value) for value in (to_write, 3, 1)]
@@ -222,11 +321,13 @@ def stream_fence(typingctx):
 
 @intrinsic
 def store_part(typingctx, array, offset, count, v):
-    """Write the lanes below ``count`` and nothing else."""
-    if not is_loadable(array) or v != vector_of(array):
+    """Write the lanes below ``count`` and nothing else; no array: nothing."""
+    if array != types.none and (not is_loadable(array) or v != vector_of(array)):
         return None
 
     def lower(context, builder, sig, args):
+        if array == types.none:
+            return
         pointer, align = address(context, builder, array, args[0], args[1])
         stored = narrow_to_stored(builder, args[3], array)
         if array.dtype.bitwidth >= 32 and HAS_AVX512:
@@ -251,28 +352,6 @@ def misalignment(typingctx, array, offset):
         return builder.and_(builder.ptrtoint(pointer, I64), ir.Constant(I64, 31))
 
     return types.intp(array, types.intp), lower
-
-
-@intrinsic
-def load_mask(typingctx, mask, offset, count, like):
-    """Which of the lanes below ``count`` an array of bytes keeps (is not zero)."""
-    if not isinstance(like, Vector) or mask.dtype != types.uint8:
-        return None
-
-    def lower(context, builder, sig, args):
-        pointer, _ = address(context, builder, mask, args[0], args[1])
-        kind = ir.VectorType(I8, like.lanes)
-        buffer = cgutils.alloca_once(builder, kind)
-        full = builder.icmp_signed(">=", args[2], ir.Constant(args[2].type, like.lanes))
-        with builder.if_else(full) as (whole, part):
-            with whole:
-                builder.store(builder.load(builder.bitcast(pointer, kind.as_pointer()), align=1), buffer)
-            with part:
-                builder.store(constant(kind, 0), buffer)
-                copy_small(builder, builder.bitcast(buffer, I8.as_pointer()), pointer, args[2], like.lanes)
-        return builder.icmp_unsigned("!=", builder.load(buffer), constant(kind, 0))
-
-    return Mask(like.lanes)(mask, types.intp, types.intp, like), lower
 
 
 @intrinsic

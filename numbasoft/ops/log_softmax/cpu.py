@@ -8,7 +8,6 @@ from ...elementary import exponential, largest
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import (
     any_kept,
-    lanes,
     row_filled,
     row_logarithms,
     row_maximum,
@@ -20,12 +19,22 @@ from ...tiles import (
     ROWS,
     in_two_parts,
     log_of_sum,
-    mask_row_at,
-    row_at,
     rows_in_tile,
     shifts,
 )
-from ...vector import fma, load, load_part, narrowed, select, stack_array, store, store_part, widened
+from ...vector import (
+    fma,
+    lanes,
+    load,
+    load_part,
+    narrowed,
+    row_at,
+    select,
+    stack_array,
+    store,
+    store_part,
+    widened,
+)
 
 
 @inline
@@ -52,7 +61,7 @@ def forward_rows(
 
         # loop 1: the maximum of every row
         for r in range(count):
-            m[r] = row_maximum(x, row_at(x, i + r), mask, mask_row_at(mask, i + r), n)
+            m[r] = row_maximum(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
         shifts(m, count, high, low, c, magic, rest, lowest, fraction)
 
         # loops 2 and 3: the sum of exp of every element after the shift
@@ -60,7 +69,7 @@ def forward_rows(
         for r in range(count):
             shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
             others, lost, maxima = row_others(
-                x, row_at(x, i + r), mask, mask_row_at(mask, i + r), n, m[r], shift, high, low
+                x, row_at(x, i + r), mask, row_at(mask, i + r), n, m[r], shift, high, low
             )
             logarithm[r] = log_of_sum(others, lost, maxima, x) if m[r] < np.inf else np.nan
         in_two_parts(logarithm, count, first, second)
@@ -68,7 +77,7 @@ def forward_rows(
         # loop 5: the maximum and the logarithm of the sum subtracted from every element
         for r in range(count):
             y_at = row_at(y, i + r)
-            if m[r] == -np.inf and not any_kept(x, mask, mask_row_at(mask, i + r), n):
+            if m[r] == -np.inf and not any_kept(x, mask, row_at(mask, i + r), n):
                 row_filled(y, y_at, n, -np.inf)
             else:
                 reduced = 0.25 if abs(np.float64(m[r])) > largest_safe(x) else 1.0
@@ -76,7 +85,7 @@ def forward_rows(
                     x,
                     row_at(x, i + r),
                     mask,
-                    mask_row_at(mask, i + r),
+                    row_at(mask, i + r),
                     n,
                     m[r],
                     reduced,

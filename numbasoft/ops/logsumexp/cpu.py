@@ -6,13 +6,16 @@ from numba.extending import overload
 
 from ...elementary import exponential, largest, shift_of_lse
 from ...jit import INLINE, inline, kernel, parallel_kernel
-from ...passes import filled, lanes, row_maximum, row_others
-from ...tiles import ROWS, log_of_sum, mask_row_at, row_at, rows_in_tile, shifts
+from ...passes import row_maximum, row_others
+from ...tiles import ROWS, log_of_sum, rows_in_tile, shifts
 from ...vector import (
+    filled,
     fma,
+    lanes,
     load,
     load_part,
     narrowed,
+    row_at,
     select,
     stack_array,
     store,
@@ -43,7 +46,7 @@ def forward_rows(
 
         # loop 1: the maximum of every row
         for r in range(count):
-            m[r] = row_maximum(x, row_at(x, i + r), mask, mask_row_at(mask, i + r), n)
+            m[r] = row_maximum(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
             maximum[r] = m[r]
         shifts(m, count, high, low, c, magic, rest, lowest, fraction)
 
@@ -52,7 +55,7 @@ def forward_rows(
         for r in range(count):
             shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
             others, lost, maxima = row_others(
-                x, row_at(x, i + r), mask, mask_row_at(mask, i + r), n, m[r], shift, high, low
+                x, row_at(x, i + r), mask, row_at(mask, i + r), n, m[r], shift, high, low
             )
             logarithm[r] = log_of_sum(others, lost, maxima, x)
 

@@ -7,7 +7,6 @@ from numba.extending import overload
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import (
     any_kept,
-    lanes,
     row_dot,
     row_exponentials,
     row_filled,
@@ -17,14 +16,12 @@ from ...passes import (
 from ...tiles import (
     ROWS,
     exponentials_in,
-    mask_row_at,
     prefetch_distance,
     reciprocals,
-    row_at,
     rows_in_tile,
     shifts,
 )
-from ...vector import load, load_part, select, stack_array, store, store_part
+from ...vector import lanes, load, load_part, row_at, select, stack_array, store, store_part
 
 
 @inline
@@ -53,7 +50,7 @@ def forward_rows(
 
         # loop 1: the maximum of every row
         for r in range(count):
-            m[r] = row_maximum(x, row_at(x, i + r), mask, mask_row_at(mask, i + r), n)
+            m[r] = row_maximum(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
         shifts(m, count, high, low, c, magic, rest, lowest, fraction)
 
         # loops 2 and 3: exp of every element after the shift, and the sum of every row
@@ -61,14 +58,14 @@ def forward_rows(
             e_at = row_at(e, i + r) if work is None else row_at(e, block) + r * n
             shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
             total[r], lost[r] = row_exponentials(
-                x, row_at(x, i + r), mask, mask_row_at(mask, i + r), n, e, e_at, shift, high, low, ahead
+                x, row_at(x, i + r), mask, row_at(mask, i + r), n, e, e_at, shift, high, low, ahead
             )
         reciprocals(total, lost, count, first, second)
 
         # loop 4: every element divided by the sum of its row
         for r in range(count):
             e_at = row_at(e, i + r) if work is None else row_at(e, block) + r * n
-            if m[r] == -np.inf and not any_kept(x, mask, mask_row_at(mask, i + r), n):
+            if m[r] == -np.inf and not any_kept(x, mask, row_at(mask, i + r), n):
                 row_filled(y, row_at(y, i + r), n, 0.0)
             else:
                 row_scaled(e, e_at, n, (first[r], second[r]), y, row_at(y, i + r), streaming)
