@@ -337,28 +337,24 @@ def clean(directory):
 
 # Threads
 #
-# A process may be forked, and a thread started, at any time: what each threading layer makes of
-# that is in the functions below. Under workqueue, which aborts when it is entered twice, we can
-# keep our own calls apart but not a caller's own parallel functions.
+# A thread may be started and a process forked at any time. Under workqueue, which aborts when it
+# is entered twice, our own calls are kept apart; a caller's own parallel functions cannot be.
 
 POOL_MODULE = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
 TBB_LIBRARY = {"linux": "libtbb.so.12", "darwin": "libtbb.12.dylib", "win32": "tbb12.dll"}
-FORK_WAIT = 5.0  # seconds; a region is a block of some hundred milliseconds
 
 
 class State:
-    """What a forked child does not share with its parent."""
+    """What a forked child does not take over from its parent."""
 
-    def __init__(self, serial=False, launcher=None):
+    def __init__(self, serial=False):
         self.serial = serial
-        self.launcher = launcher or threading.main_thread().ident
-        self.forking = False
-        self.regions = set()
+        self.launcher = threading.get_ident()
+        self.shared = False  # whether other threads than the launcher have entered parallel kernels
         self.workqueue = threading.Lock()
 
 
 state = State()
-fork_lock = threading.RLock()
 
 
 def preload_tbb():
@@ -451,27 +447,17 @@ class parallel_region:
         self.lock = self.mask = None
         if state.serial:
             return False
-        allowed = False
-        try:
-            # First seen, then looking: so that a fork that does not wait for us stops us.
-            state.regions.add(self)
-            allowed = not state.forking and self.acquire()
-        finally:
-            if not allowed:
-                self.__exit__()
-        return allowed
-
-    def acquire(self):
         launch()
         layer = pool._threading_layer
         if layer == "workqueue":
-            # A second launch aborts the process, and so does one from inside a region:
-            # Numba's workers are threads that Python has not started.
+            # Nor may it be entered from its own workers, threads that Python has not started.
             if isinstance(threading.current_thread(), threading._DummyThread):
                 return False
             if not state.workqueue.acquire(blocking=False):
                 return False
             self.lock = state.workqueue
+        if threading.get_ident() != state.launcher:
+            state.shared = True
         get, set_ = mask_functions(layer)
         mask = get()
         if mask > processors():
@@ -484,36 +470,26 @@ class parallel_region:
             mask_functions(pool._threading_layer)[1](self.mask)
         if self.lock is not None:
             self.lock.release()
-        state.regions.discard(self)
-
-
-def before_fork():
-    """Let parallel regions and compilations end, so that the child inherits none half done."""
-    fork_lock.acquire()
-    state.forking = True
-    deadline = time.monotonic() + FORK_WAIT
-    while state.regions and time.monotonic() < deadline:
-        time.sleep(0.0005)
-    global_compiler_lock.acquire()
-
-
-def after_fork_in_parent():
-    global_compiler_lock.release()
-    state.forking = False
-    fork_lock.release()
 
 
 def after_fork_in_child():
+    """A child has none of its parent's threads; not every layer notices.
+
+    GNU OpenMP ends or hangs the child. TBB stops its threads before a fork and starts them anew,
+    but only in the thread that launched it and while no other has used it; else the child may hang.
+    """
     global state
     layer = threading_layer()
-    # GNU OpenMP does not survive a fork; TBB only one by the thread that started it.
-    stranded = layer == "omp" or (layer == "tbb" and threading.get_ident() != state.launcher)
-    state = State(state.serial or stranded or bool(state.regions), state.launcher)
+    is_launcher = threading.get_ident() == state.launcher
+    stranded = layer == "omp" or (layer == "tbb" and (state.shared or not is_launcher))
+    state = State(serial=state.serial or stranded)
     global_compiler_lock.release()
-    fork_lock.release()
 
 
 if hasattr(os, "register_at_fork"):
+    # A compilation in another thread would never end in the child, nor release Numba's lock.
     os.register_at_fork(
-        before=before_fork, after_in_parent=after_fork_in_parent, after_in_child=after_fork_in_child
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=after_fork_in_child,
     )

@@ -1,17 +1,19 @@
 """Which kernel runs: the machine code for the arrays' types, on one thread or on many."""
 
-from functools import cache
-
 import numpy as np
 from numba import types
 
-from . import jit
+from . import jit, split
+from .passes import MOST_SEGMENTS, SEGMENT
 from .tiles import TILE
 
 # Below this many elements starting the threads costs more than they gain.
 PARALLEL = 1 << 15
 # An output of more bytes is written past the caches, where it would not stay anyway.
 STREAM = 1 << 25
+
+# 16-bit rows longer than this get no room for their exponentials: those are computed twice.
+LONGEST_WORK = 1 << 18
 
 KINDS = {
     np.dtype(np.float32): types.float32,
@@ -22,7 +24,7 @@ KINDS = {
 }
 
 
-def argument(value, is_output=False):
+def signature(value, is_output):
     """The Numba type that kernels declare for an argument: one per dtype, whatever the layout."""
     if value is None:
         return types.none
@@ -33,22 +35,51 @@ def argument(value, is_output=False):
     return types.intp if isinstance(value, int) else types.float64
 
 
-@cache
-def compiled(kernel, types_):
-    return jit.compiled(kernel, *types_)
+# The machine code of kernels by what tells their signatures apart.
+CODE = {}
 
 
-def launch(serial, parallel, inputs, outputs, rows, size):
-    """Call a kernel with its inputs and outputs; ``parallel`` takes a number of blocks besides."""
-    kinds = (*(argument(v) for v in inputs), *(argument(v, True) for v in outputs))
+def compiled(kernel, key, inputs, outputs, *more):
+    """A kernel's machine code for arguments like these."""
+    kinds = [signature(v, False) for v in inputs] + [signature(v, True) for v in outputs]
+    function = CODE[kernel, key] = jit.compiled(kernel, *kinds, *more)
+    return function
+
+
+def launch(serial, parallel, key, inputs, outputs, rows, size):
+    """Call a kernel with its inputs and outputs; ``parallel`` takes a number of blocks besides.
+
+    ``key`` tells apart what the types of the arguments depend on.
+    """
     threads = min(jit.threads(), rows) if size >= PARALLEL else 1
     if threads > 1:
-        function = compiled(parallel, (*kinds, types.intp))
+        function = CODE.get((parallel, key)) or compiled(parallel, key, inputs, outputs, types.intp)
         with jit.parallel_region() as entered:
             if entered:
                 function(*inputs, *outputs, threads)
                 return
-    compiled(serial, kinds)(*inputs, *outputs)
+    function = CODE.get((serial, key)) or compiled(serial, key, inputs, outputs)
+    function(*inputs, *outputs)
+
+
+def split_rows(rows, n):
+    """Whether a row is to be shared by threads: too few rows for all threads, each of several segments."""
+    return n > SEGMENT and rows < 2 * jit.threads() and rows * n >= PARALLEL
+
+
+def segments_of(rows, n):
+    """How many segments ``rows`` rows of n elements have (see numbasoft.split)."""
+    length = SEGMENT * max(1, -(-n // (SEGMENT * MOST_SEGMENTS)))
+    return rows * -(-n // length)
+
+
+def row_maxima(x, mask):
+    """Loop 1 for few long rows: the maximum of every row."""
+    units = segments_of(*x.shape)
+    maxima = np.empty(units, np.float64 if is_wide(x.dtype) else np.float32)
+    key = x.dtype, mask is None
+    launch(split.maxima, split.maxima_parallel, key, (x, mask), (maxima,), units, x.size)
+    return maxima.reshape(x.shape[0], -1).max(axis=1)
 
 
 def workspace(blocks, n):

@@ -206,12 +206,33 @@ def row_scaled(e, e_at, n, factor, y, at, streaming):
         store_part(y, at + j, n - j, fma(a, factor[0], a * factor[1]))
 
 
+def largest_safe(x):
+    """Up to this no difference of two elements overflows the computing type."""
+
+
+@overload(largest_safe, **INLINE)
+def largest_safe_by_type(x):
+    safe = float(np.finfo(np.float64 if x.dtype == types.float64 else np.float32).max) / 4
+    return lambda x: safe
+
+
+@inline
+def row_quotients(x, at, mask, mask_at, n, shift, high, low, factor, y, y_at):
+    """Loops 2 and 4 once more from x, where the exponentials were not kept."""
+    w = lanes(x)
+    j = 0
+    while j + w <= n:
+        a = exponential(load_kept(x, at + j, mask, mask_at + j), shift, high, low)
+        store(y, y_at + j, fma(a, factor[0], a * factor[1]))
+        j += w
+    if j < n:
+        a = exponential(load_kept_part(x, at + j, mask, mask_at + j, n - j), shift, high, low)
+        store_part(y, y_at + j, n - j, fma(a, factor[0], a * factor[1]))
+
+
 @inline
 def logarithm(v, m, reduced, inverse, logarithms):
-    """(v - m) / T - l: the difference and l in two parts each, so nothing is lost near 0.
-
-    ``reduced`` is 1, or 0.25 where v - m could overflow though its quotient does not.
-    """
+    """(v - m) / T - l: the difference and l in two parts each, so nothing is lost near 0."""
     d, lost = two_sum(v * reduced, 0.0 - m * reduced)
     y = fma(d, inverse[0], 0.0 - logarithms[0])
     rest = fma(d, inverse[1], fma(lost, inverse[0], 0.0 - logarithms[1]))
@@ -219,9 +240,12 @@ def logarithm(v, m, reduced, inverse, logarithms):
 
 
 @inline
-def row_logarithms(x, at, mask, mask_at, n, m, reduced, inverse, logarithms, y, y_at, streaming):
+def row_logarithms(x, at, mask, mask_at, n, m, inverse, logarithms, y, y_at, streaming):
     """Loop 5 of log_softmax: x[j] - m - l for every element."""
     w = lanes(x)
+    # where x[j] - m could overflow though its quotient by T does not, both are made smaller first
+    reduced = 0.25 if abs(np.float64(m)) > largest_safe(x) else 1.0
+    inverse = (inverse[0] / reduced, inverse[1] / reduced)
     j = 0
     if streaming:
         head = min(n, aligned_after(y, y_at))

@@ -1,53 +1,132 @@
-"""A row shared by threads: the passes of loops 1 to 3 segment by segment.
+"""One row shared by threads, segment by segment, for few long rows.
 
-For few long rows. Segments are fixed by the row's length alone, and their sums are
-combined in order, so that the bits are those of a row done by one thread.
+Segments are fixed by the row's length alone and their sums are combined in order, as in a
+row done by one thread: the bits are the same. Every kernel does one step of the softmax
+for all segments of all rows, numbered row by row; work on a row waits for the step before.
 """
 
-import numpy as np
 from numba import prange
 
 from .elementary import shift_of, two_sum
 from .jit import inline, kernel, parallel_kernel
 from .passes import (
-    filled,
     row_maximum,
     segment_exponentials,
     segment_length,
     segment_others,
     without_c,
 )
-from .tiles import exponentials_in, mask_row_at, row_at
-from .vector import stack_array, store
+from .vector import filled, row_at, stack_array, store
 
 
 @inline
-def segment_maximum(x, mask, unit, segments, maxima):
-    i, k = unit // segments, unit % segments
+def segment_count(n):
+    """How many segments a row of n elements has."""
+    return (n + segment_length(n) - 1) // segment_length(n)
+
+
+@inline
+def place(unit, n):
+    """The row that a segment belongs to, its first element there and its length."""
+    segments = segment_count(n)
+    first = unit % segments * segment_length(n)
+    return unit // segments, first, min(segment_length(n), n - first)
+
+
+@inline
+def row_shift(x, m, high, low):
+    """The shift of a row whose maximum is m."""
+    parts = stack_array(x, 80)
+    shift = shift_of(filled(x, m), high, low)
+    for k in range(5):
+        store(parts, 16 * k, shift[k])
+    return parts[0], parts[16], parts[32], parts[48], parts[64]
+
+
+@inline
+def row_total(sums, first, n):
+    """The sums of a row's segments combined in order, as ``passes.row_exponentials`` does."""
+    total = 0.0
+    lost = 0.0
+    maxima = 0.0
+    for unit in range(first, first + segment_count(n)):
+        total, rounding = two_sum(total, sums[unit, 0])
+        lost += rounding + sums[unit, 1]
+        maxima += sums[unit, 2]
+    return total, lost, maxima
+
+
+@inline
+def maximum_of(x, mask, unit, maxima):
     n = x.shape[1]
-    start = k * segment_length(n)
-    count = min(segment_length(n), n - start)
-    maxima[i, k] = row_maximum(x, row_at(x, i) + start, mask, mask_row_at(mask, i) + start, count)
+    i, first, count = place(unit, n)
+    maxima[unit] = row_maximum(x, row_at(x, i) + first, mask, row_at(mask, i) + first, count)
 
 
 @kernel
-def maxima(x, mask, out):
-    """Loop 1: the maximum of every segment of every row, out (rows, segments)."""
-    for unit in range(out.size):
-        segment_maximum(x, mask, unit, out.shape[1], out)
+def maxima(x, mask, maxima):
+    """Loop 1, segment by segment."""
+    for unit in range(maxima.size):
+        maximum_of(x, mask, unit, maxima)
 
 
 @parallel_kernel
-def maxima_parallel(x, mask, out):
-    for unit in prange(out.size):
-        segment_maximum(x, mask, unit, out.shape[1], out)
+def maxima_parallel(x, mask, maxima, blocks):
+    for unit in prange(maxima.size):
+        maximum_of(x, mask, unit, maxima)
 
 
 @inline
-def shift_of_row(x, m, high, low):
-    """The shift of a row whose maximum is m."""
-    parts = stack_array(x, 80)
-    s = shift_of(filled(x, m), high, low)
-    for k in range(5):
-        store(parts, 16 * k, s[k])
-    return parts[0], parts[16], parts[32], parts[48], parts[64]
+def exponentials_of(x, mask, m, high, low, unit, e, sums):
+    n = x.shape[1]
+    i, first, count = place(unit, n)
+    shift = row_shift(x, m[i], high, low)
+    at, mask_at, e_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(e, i) + first
+    if shift[0] == 0.0:
+        near = without_c(shift)
+        s = segment_exponentials(x, at, mask, mask_at, count, e, e_at, near, high, low, 1024)
+    else:
+        s = segment_exponentials(x, at, mask, mask_at, count, e, e_at, shift, high, low, 1024)
+    sums[unit, 0] = s[0]
+    sums[unit, 1] = s[1]
+
+
+@kernel
+def exponentials(x, mask, m, high, low, e, sums):
+    """Loops 2 and 3 of softmax, segment by segment; e may be None."""
+    for unit in range(sums.shape[0]):
+        exponentials_of(x, mask, m, high, low, unit, e, sums)
+
+
+@parallel_kernel
+def exponentials_parallel(x, mask, m, high, low, e, sums, blocks):
+    for unit in prange(sums.shape[0]):
+        exponentials_of(x, mask, m, high, low, unit, e, sums)
+
+
+@inline
+def others_of(x, mask, m, high, low, unit, sums):
+    n = x.shape[1]
+    i, first, count = place(unit, n)
+    shift = row_shift(x, m[i], high, low)
+    at, mask_at = row_at(x, i) + first, row_at(mask, i) + first
+    if shift[0] == 0.0:
+        s = segment_others(x, at, mask, mask_at, count, m[i], without_c(shift), high, low)
+    else:
+        s = segment_others(x, at, mask, mask_at, count, m[i], shift, high, low)
+    sums[unit, 0] = s[0]
+    sums[unit, 1] = s[1]
+    sums[unit, 2] = s[2]
+
+
+@kernel
+def others(x, mask, m, high, low, sums):
+    """Loops 2 and 3 of log_softmax, segment by segment."""
+    for unit in range(sums.shape[0]):
+        others_of(x, mask, m, high, low, unit, sums)
+
+
+@parallel_kernel
+def others_parallel(x, mask, m, high, low, sums, blocks):
+    for unit in prange(sums.shape[0]):
+        others_of(x, mask, m, high, low, unit, sums)

@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-from .. import checks
+from .. import arrays, checks
 from ..ops.log_softmax.api import log_softmax as log_softmax_of
 from ..ops.logsumexp.api import logsumexp as logsumexp_of
 from ..ops.softmax.api import softmax as softmax_of
@@ -27,6 +27,9 @@ __all__ = ["log_softmax", "logsumexp", "softmax"]
 
 # Weights whose size is beyond these would let exp underflow where the product does not.
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-100, 1e100
+
+# Elements of a weighted sum that are done at a time.
+BLOCK = 1 << 13
 
 
 def softmax(x, axis=None):
@@ -187,7 +190,7 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False):
 
     b = np.broadcast_to(1.0, a.shape) if b is None else b
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        res, total = log_weighted_sum(as_rows(a, axes), as_rows(b, axes), is_complex)
+        res, total = log_weighted_sums(a, b, axes, np.complex128 if is_complex else np.float64)
         sgn = np.where(total == 0, 0, total / np.abs(total)) if is_complex else np.sign(total)
     if is_complex and not return_sign:
         res = with_imaginary(res, np.arctan2(total.imag, total.real))
@@ -202,27 +205,27 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False):
 def operands(a, b):
     """a and b (or None) as arrays of one shape, and the dtype of the result."""
     given = {"a": a} if b is None else {"a": a, "b": b}
-    arrays = {name: checks.array(value, name) for name, value in given.items()}
-    for name, array in arrays.items():
+    found = {name: checks.array(value, name) for name, value in given.items()}
+    for name, array in found.items():
         if array.dtype.name not in ("complex64", "complex128"):
             checks.result_dtype(array.dtype, name)
     # A Python number yields to the dtype of the other operand, as everywhere in NumPy.
     weak = (bool, int, float, complex)
     try:
-        dtype = np.result_type(*[v if type(v) in weak else arrays[name] for name, v in given.items()])
+        dtype = np.result_type(*[v if type(v) in weak else found[name] for name, v in given.items()])
     except TypeError:
         raise TypeError(
-            f"b has dtype {arrays['b'].dtype}, but must have one that goes with {arrays['a'].dtype} of a"
+            f"b has dtype {found['b'].dtype}, but must have one that goes with {found['a'].dtype} of a"
         ) from None
     if dtype.kind in "biu":
         dtype = np.dtype(np.float64)
     if b is None:
-        return np.atleast_1d(arrays["a"]), None, dtype
+        return np.atleast_1d(found["a"]), None, dtype
     try:
-        a, b = np.broadcast_arrays(arrays["a"], arrays["b"])
+        a, b = np.broadcast_found(found["a"], found["b"])
     except ValueError:
         raise ValueError(
-            f"b has shape {arrays['b'].shape}, but must broadcast with the shape {arrays['a'].shape} of a"
+            f"b has shape {found['b'].shape}, but must broadcast with the shape {found['a'].shape} of a"
         ) from None
     return np.atleast_1d(a), np.atleast_1d(b), dtype
 
@@ -237,39 +240,45 @@ def sign_of_sum(log_sum):
     return np.where(np.isnan(log_sum), log_sum, log_sum > -np.inf).astype(log_sum.dtype)
 
 
-def as_rows(array, axes):
-    """The array with `axes` made into one, which comes last: sums along it are pairwise."""
-    kept = [d for d in range(array.ndim) if d not in axes]
-    n = math.prod(array.shape[d] for d in axes)
-    return array.transpose(*kept, *axes).reshape(*[array.shape[d] for d in kept], n)
+def log_weighted_sums(a, b, axes, number):
+    """`log_weighted_sum` over `axes`, by blocks of rows whose intermediate arrays stay in the cache."""
+    a, b = arrays.last(a, axes), arrays.last(b, axes)
+    outer, inner = a.shape[: a.ndim - len(axes)], a.shape[a.ndim - len(axes) :]
+    n = math.prod(inner)
+    log_size, total = np.empty(outer), np.empty(outer, number)
+    for index in arrays.blocks(outer, max(1, BLOCK // max(1, n))):
+        rows = [v[index].astype(number, order="C") for v in (a, b)]
+        rows = [v.reshape(*v.shape[: len(outer)], n) for v in rows]
+        log_size[index], total[index] = log_weighted_sum(*rows)
+    return log_size, total
 
 
-def log_weighted_sum(a, b, is_complex):
+def log_weighted_sum(a, b):
     """log(abs(s)) for s = sum b exp(a) over the last axis, and s divided by a positive number.
 
     With p = softmax(Re a) and w = b exp(i Im a) the sum is exp(logsumexp(Re a)) times sum w p. The
     latter is also 1 + sum (w - 1) p, which keeps the digits of the logarithm where it is near 0.
     """
-    number = np.complex128 if is_complex else np.float64
-    b = b.astype(number)
-    a = np.where(b == 0, -np.inf, a.astype(number))
     size = np.abs(b)
-    extreme = (size > 0) & (size < np.inf) & ((size < SMALLEST_WEIGHT) | (size > LARGEST_WEIGHT))
+    if not size.all():
+        a = np.where(size == 0, -np.inf, a)
+    extreme = (size < SMALLEST_WEIGHT) & (size > 0) | (size > LARGEST_WEIGHT) & (size < np.inf)
     if extreme.any():
         a, b = np.where(extreme, a + np.log(size), a), np.where(extreme, b / size, b)
 
-    w, w_less_one = b, b - 1
-    if is_complex:
+    w = b
+    if np.iscomplexobj(a):
         turn = 1j * np.where(a.real == -np.inf, 0, a.imag)
-        w, w_less_one = b * np.exp(turn), b * np.expm1(turn) + (b - 1)
+        w = b * np.exp(turn)
     p = softmax_of(a.real)
     total = np.sum(w * p, axis=-1)
-    excess = np.sum(w_less_one * p, axis=-1)
-    log_total = np.where(
-        np.abs(excess) < 0.5,
-        np.log1p(excess.real * (2 + excess.real) + excess.imag**2) / 2,
-        np.log(np.abs(total)),
-    )
+    log_total = np.log(np.abs(total))
+    near_one = np.abs(total - 1) < 0.5
+    if near_one.any():
+        w_less_one = b * np.expm1(turn) + (b - 1) if np.iscomplexobj(a) else b - 1
+        excess = np.sum(w_less_one * p, axis=-1)
+        log_near_one = np.log1p(excess.real * (2 + excess.real) + excess.imag**2) / 2
+        log_total = np.where(near_one, log_near_one, log_total)
     scale = logsumexp_of(a.real)
     log_size = scale + log_total
 

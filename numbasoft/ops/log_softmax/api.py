@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ... import arrays, checks, elementary
-from ...launch import STREAM, computing_dtype, is_wide, launch
+from ... import arrays, checks, elementary, split
+from ...launch import STREAM, computing_dtype, is_wide, launch, row_maxima, segments_of, split_rows
 from . import cpu
 
 
@@ -55,6 +55,11 @@ def log_softmax(x, axis=-1, *, temperature=1.0, where=None, out=None):
     >>> numbasoft.log_softmax(np.array([-1.0, 10.0, 5000.0]))
     array([-5001., -4990.,     0.])
     """
+    if arrays.is_plain(x, axis, temperature, where, out):
+        y = np.empty_like(x) if out is None else out
+        wide = is_wide(x.dtype)
+        forward(x, None, y, (*elementary.scale(1.0, wide), *elementary.inverse(1.0, wide)))
+        return y
     x = checks.array(x, "x")
     dtype = checks.result_dtype(x.dtype, "x")
     axes = checks.axes(axis, x.ndim)
@@ -75,8 +80,22 @@ def log_softmax(x, axis=-1, *, temperature=1.0, where=None, out=None):
 
 def forward(x, mask, y, factors):
     """log_softmax of the rows of x into y."""
-    streaming = y.nbytes > STREAM
-    launch(cpu.forward, cpu.forward_parallel, (x, mask, *factors, streaming), (y,), x.shape[0], x.size)
+    if split_rows(*x.shape):
+        split_forward(x, mask, y, factors)
+        return
+    inputs = x, mask, *factors, y.nbytes > STREAM
+    launch(cpu.forward, cpu.forward_parallel, (x.dtype, mask is None), inputs, (y,), x.shape[0], x.size)
+
+
+def split_forward(x, mask, y, factors):
+    """``forward`` for few long rows, each shared by all threads: three kernels instead of one."""
+    m = row_maxima(x, mask)
+    sums = np.zeros((segments_of(*x.shape), 3))
+    key, size = (x.dtype, mask is None), x.size
+    inputs = x, mask, m, *factors[:2]
+    launch(split.others, split.others_parallel, key, inputs, (sums,), len(sums), size)
+    inputs = x, mask, m, sums, *factors[2:]
+    launch(cpu.subtract, cpu.subtract_parallel, key, inputs, (y,), len(sums), size)
 
 
 def log_softmax_backward(grad, log_y, axis=-1, *, temperature=1.0, out=None):
@@ -142,4 +161,4 @@ def log_softmax_backward(grad, log_y, axis=-1, *, temperature=1.0, out=None):
 def backward(g, log_y, dx, high, low, inverse):
     """The gradient of the rows of log_y into dx."""
     inputs = (g, log_y, high, low, inverse)
-    launch(cpu.backward, cpu.backward_parallel, inputs, (dx,), log_y.shape[0], log_y.size)
+    launch(cpu.backward, cpu.backward_parallel, g.dtype, inputs, (dx,), log_y.shape[0], log_y.size)

@@ -15,6 +15,7 @@ from ...passes import (
     row_sum,
     without_c,
 )
+from ...split import place, row_total, segment_count
 from ...tiles import (
     ROWS,
     in_two_parts,
@@ -54,6 +55,7 @@ def forward_rows(
     m, c, magic = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     logarithm = stack_array(np.float64, ROWS)
+    inverse = (inverse_high, inverse_low)
     first, second = stack_array(x, ROWS), stack_array(x, ROWS)
     i = start
     while i < stop:
@@ -80,32 +82,9 @@ def forward_rows(
             if m[r] == -np.inf and not any_kept(x, mask, row_at(mask, i + r), n):
                 row_filled(y, y_at, n, -np.inf)
             else:
-                reduced = 0.25 if abs(np.float64(m[r])) > largest_safe(x) else 1.0
-                row_logarithms(
-                    x,
-                    row_at(x, i + r),
-                    mask,
-                    row_at(mask, i + r),
-                    n,
-                    m[r],
-                    reduced,
-                    (inverse_high / reduced, inverse_low / reduced),
-                    (first[r], second[r]),
-                    y,
-                    y_at,
-                    streaming,
-                )
+                at, mask_at, l = row_at(x, i + r), row_at(mask, i + r), (first[r], second[r])
+                row_logarithms(x, at, mask, mask_at, n, m[r], inverse, l, y, y_at, streaming)
         i += count
-
-
-def largest_safe(x):
-    """Below this no difference of two elements overflows the computing type."""
-
-
-@overload(largest_safe, **INLINE)
-def largest_safe_by_type(x):
-    safe = float(np.finfo(np.float64 if x.dtype == types.float64 else np.float32).max) / 4
-    return lambda x: safe
 
 
 @kernel
@@ -119,6 +98,44 @@ def forward_parallel(x, mask, high, low, inverse_high, inverse_low, streaming, y
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
         forward_rows(x, mask, high, low, inverse_high, inverse_low, start, stop, streaming, y)
+
+
+@inline
+def subtract_segment(
+    x,  # IN   (rows, n)
+    mask,  # IN   (rows, n) bytes or None
+    m,  # IN   (rows,) the maxima
+    sums,  # IN   (segments of all rows, 3), see split.others
+    inverse_high,  # IN   1 / T in two parts
+    inverse_low,
+    unit,  # IN   the segment to do
+    y,  # OUT  (rows, n)
+):
+    n = x.shape[1]
+    i, first, count = place(unit, n)
+    logarithm, one, two = stack_array(np.float64, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    s = row_total(sums, unit - unit % segment_count(n), n)
+    logarithm[0] = log_of_sum(s[0], s[1], s[2], x) if m[i] < np.inf else np.nan
+    in_two_parts(logarithm, 1, one, two)
+    at, mask_at, y_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(y, i) + first
+    if m[i] == -np.inf and not any_kept(x, mask, row_at(mask, i), n):
+        row_filled(y, y_at, count, -np.inf)
+    else:
+        inverse = (inverse_high, inverse_low)
+        row_logarithms(x, at, mask, mask_at, count, m[i], inverse, (one[0], two[0]), y, y_at, False)
+
+
+@kernel
+def subtract(x, mask, m, sums, inverse_high, inverse_low, y):
+    """Loops 4 and 5, segment by segment, for few long rows (see numbasoft.split)."""
+    for unit in range(sums.shape[0]):
+        subtract_segment(x, mask, m, sums, inverse_high, inverse_low, unit, y)
+
+
+@parallel_kernel
+def subtract_parallel(x, mask, m, sums, inverse_high, inverse_low, y, blocks):
+    for unit in prange(sums.shape[0]):
+        subtract_segment(x, mask, m, sums, inverse_high, inverse_low, unit, y)
 
 
 @inline

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from ... import arrays, checks, elementary
-from ...launch import computing_dtype, is_wide, launch
+from ... import arrays, checks, elementary, split
+from ...launch import computing_dtype, is_wide, launch, row_maxima, segments_of, split_rows
 from . import cpu
 
 
@@ -84,7 +84,21 @@ def logsumexp(x, axis=-1, *, temperature=1.0, where=None, keepdims=False, out=No
 
 def forward(x, mask, _, lse, factors):
     """logsumexp of the rows of x into lse."""
-    launch(cpu.forward, cpu.forward_parallel, (x, mask, *factors), (lse,), x.shape[0], x.size)
+    if split_rows(*x.shape):
+        split_forward(x, mask, lse, factors)
+        return
+    inputs = x, mask, *factors
+    launch(cpu.forward, cpu.forward_parallel, (x.dtype, mask is None), inputs, (lse,), x.shape[0], x.size)
+
+
+def split_forward(x, mask, lse, factors):
+    """``forward`` for few long rows, each shared by all threads."""
+    m = row_maxima(x, mask)
+    sums = np.zeros((segments_of(*x.shape), 3))
+    key = x.dtype, mask is None
+    inputs = x, mask, m, *factors[:2]
+    launch(split.others, split.others_parallel, key, inputs, (sums,), len(sums), x.size)
+    launch(cpu.combine, cpu.combine, x.dtype, (x, m, sums, *factors[2:]), (lse,), 1, 1)
 
 
 def logsumexp_backward(grad, x, lse, axis=-1, *, temperature=1.0, out=None):
@@ -154,4 +168,4 @@ def logsumexp_backward(grad, x, lse, axis=-1, *, temperature=1.0, out=None):
 
 def backward(x, dx, g, lse, factors):
     """The gradient of the rows of x into dx."""
-    launch(cpu.backward, cpu.backward_parallel, (g, x, lse, *factors), (dx,), x.shape[0], x.size)
+    launch(cpu.backward, cpu.backward_parallel, x.dtype, (g, x, lse, *factors), (dx,), x.shape[0], x.size)

@@ -4,9 +4,10 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from ...elementary import exponential, largest, shift_of_lse
+from ...elementary import exponential, largest, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import row_maximum, row_others
+from ...split import row_total, segment_count
 from ...tiles import ROWS, log_of_sum, rows_in_tile, shifts
 from ...vector import (
     filled,
@@ -59,23 +60,37 @@ def forward_rows(
             )
             logarithm[r] = log_of_sum(others, lost, maxima, x)
 
-        # m / T + l, but for an infinite m, which is the result unless NaN was in the sum
-        for r in range(count):
-            if np.isinf(maximum[r]):
-                logarithm[r] = np.nan if np.isnan(logarithm[r]) else maximum[r]
-                maximum[r] = 0.0
-        for r in range(0, count, 8):
-            a = load(maximum, r)
-            product = a * inverse_high
-            l = load(logarithm, r)
-            total = product + l
-            z = total - product
-            lost = (product - (total - z)) + (l - z)
-            lost = lost + fma(a, inverse_low, fma(a, inverse_high, 0.0 - product))
-            store(logarithm, r, select(lost == lost, total + lost, total))
+        sums_of(maximum, logarithm, count, inverse_high, inverse_low)
         for r in range(count):
             lse[i + r] = logarithm[r]
         i += count
+
+
+@inline
+def sums_of(maximum, logarithm, count, inverse_high, inverse_low):
+    """m / T + l into l, but for an infinite m, which is the result unless NaN was in the sum."""
+    for r in range(count):
+        if np.isinf(maximum[r]):
+            logarithm[r] = np.nan if np.isnan(logarithm[r]) else maximum[r]
+            maximum[r] = 0.0
+    for r in range(0, count, 8):
+        m, l = load(maximum, r), load(logarithm, r)
+        product = m * inverse_high
+        total, lost = two_sum(product, l)
+        lost = lost + fma(m, inverse_low, fma(m, inverse_high, 0.0 - product))
+        store(logarithm, r, select(lost == lost, total + lost, total))
+
+
+@kernel
+def combine(x, m, sums, inverse_high, inverse_low, lse):
+    """Loop 4 for few long rows, from the sums of their segments (see numbasoft.split)."""
+    n = x.shape[1]
+    logarithm, maximum = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    for i in range(x.shape[0]):
+        s = row_total(sums, i * segment_count(n), n)
+        maximum[0], logarithm[0] = m[i], log_of_sum(s[0], s[1], s[2], x)
+        sums_of(maximum, logarithm, 1, inverse_high, inverse_low)
+        lse[i] = logarithm[0]
 
 
 @kernel

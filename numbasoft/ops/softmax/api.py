@@ -2,8 +2,18 @@
 
 import numpy as np
 
-from ... import arrays, checks, elementary, jit
-from ...launch import STREAM, computing_dtype, is_wide, launch, workspace
+from ... import arrays, checks, elementary, jit, split
+from ...launch import (
+    LONGEST_WORK,
+    STREAM,
+    computing_dtype,
+    is_wide,
+    launch,
+    row_maxima,
+    segments_of,
+    split_rows,
+    workspace,
+)
 from . import cpu
 
 
@@ -60,6 +70,10 @@ def softmax(x, axis=-1, *, temperature=1.0, where=None, out=None):
     >>> numbasoft.softmax(np.array([1.0, 2.0, 3.0]))
     array([0.09003057, 0.24472847, 0.66524096])
     """
+    if arrays.is_plain(x, axis, temperature, where, out):
+        y = np.empty_like(x) if out is None else out
+        forward(x, None, y, *elementary.scale(1.0, is_wide(x.dtype)))
+        return y
     x = checks.array(x, "x")
     dtype = checks.result_dtype(x.dtype, "x")
     axes = checks.axes(axis, x.ndim)
@@ -83,13 +97,25 @@ def softmax(x, axis=-1, *, temperature=1.0, where=None, out=None):
 def forward(x, mask, y, high, low):
     """softmax of the rows of x into y."""
     rows, n = x.shape
-    streaming = y.nbytes > STREAM
-    if y.dtype.itemsize == 2:
-        work = workspace(max(1, min(rows, jit.threads())), n)
-    else:
-        work = None
-        streaming = False
-    launch(cpu.forward, cpu.forward_parallel, (x, mask, work, high, low, streaming), (y,), rows, x.size)
+    narrow = y.itemsize == 2
+    if split_rows(rows, n) or narrow and n > LONGEST_WORK:
+        split_forward(x, mask, y, high, low)
+        return
+    work = workspace(min(rows, jit.threads()), n) if narrow else None
+    inputs = x, mask, work, high, low, narrow and y.nbytes > STREAM
+    launch(cpu.forward, cpu.forward_parallel, (x.dtype, mask is None), inputs, (y,), rows, x.size)
+
+
+def split_forward(x, mask, y, high, low):
+    """``forward`` for few long rows, each shared by all threads: three kernels instead of one."""
+    m = row_maxima(x, mask)
+    e = None if y.itemsize == 2 else y
+    sums = np.zeros((segments_of(*x.shape), 3))
+    key, size = (x.dtype, mask is None), x.size
+    inputs = x, mask, m, high, low
+    launch(split.exponentials, split.exponentials_parallel, key, inputs, (e, sums), len(sums), size)
+    inputs = x, mask, m, high, low, sums
+    launch(cpu.divide, cpu.divide_parallel, key, inputs, (e, y), len(sums), size)
 
 
 def softmax_backward(grad, y, axis=-1, *, temperature=1.0, out=None):
@@ -155,4 +181,4 @@ def softmax_backward(grad, y, axis=-1, *, temperature=1.0, out=None):
 
 def backward(g, y, dx, inverse):
     """The gradient of the rows of y into dx."""
-    launch(cpu.backward, cpu.backward_parallel, (g, y, inverse), (dx,), y.shape[0], y.size)
+    launch(cpu.backward, cpu.backward_parallel, y.dtype, (g, y, inverse), (dx,), y.shape[0], y.size)

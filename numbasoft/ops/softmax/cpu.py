@@ -11,8 +11,10 @@ from ...passes import (
     row_exponentials,
     row_filled,
     row_maximum,
+    row_quotients,
     row_scaled,
 )
+from ...split import place, row_shift, row_total, segment_count
 from ...tiles import (
     ROWS,
     exponentials_in,
@@ -83,6 +85,48 @@ def forward_parallel(x, mask, work, high, low, streaming, y, blocks):
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
         forward_rows(x, mask, work, high, low, start, stop, b, streaming, y)
+
+
+@inline
+def divide_segment(
+    x,  # IN   (rows, n)
+    mask,  # IN   (rows, n) bytes or None
+    m,  # IN   (rows,) the maxima
+    high,  # IN   log2(e) / T in two parts
+    low,
+    sums,  # IN   (segments of all rows, 3), see split.exponentials
+    e,  # IN   (rows, n) the exponentials: y itself, or None to compute them again
+    unit,  # IN   the segment to do
+    y,  # OUT  (rows, n)
+):
+    n = x.shape[1]
+    i, first, count = place(unit, n)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    one, two = stack_array(x, ROWS), stack_array(x, ROWS)
+    s = row_total(sums, unit - unit % segment_count(n), n)
+    total[0], lost[0] = s[0], s[1]
+    reciprocals(total, lost, 1, one, two)
+    at, mask_at, y_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(y, i) + first
+    if m[i] == -np.inf and not any_kept(x, mask, row_at(mask, i), n):
+        row_filled(y, y_at, count, 0.0)
+    elif e is None:
+        shift = row_shift(x, m[i], high, low)
+        row_quotients(x, at, mask, mask_at, count, shift, high, low, (one[0], two[0]), y, y_at)
+    else:
+        row_scaled(y, y_at, count, (one[0], two[0]), y, y_at, False)
+
+
+@kernel
+def divide(x, mask, m, high, low, sums, e, y):
+    """Loop 4, segment by segment, for few long rows (see numbasoft.split)."""
+    for unit in range(sums.shape[0]):
+        divide_segment(x, mask, m, high, low, sums, e, unit, y)
+
+
+@parallel_kernel
+def divide_parallel(x, mask, m, high, low, sums, e, y, blocks):
+    for unit in prange(sums.shape[0]):
+        divide_segment(x, mask, m, high, low, sums, e, unit, y)
 
 
 @inline
