@@ -8,10 +8,15 @@ second pass over data that is in the cache, and no temporary of the input's size
 
 import math
 from itertools import product
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import transpose
+
+Array: TypeAlias = NDArray[Any]
+Axis: TypeAlias = int | tuple[int, ...] | None
 
 # Elements of a block: with input and output it stays in a second cache of 1 MiB.
 BLOCK = 1 << 16
@@ -89,7 +94,10 @@ def over_rows(run, full, reduced, axes, dtype, staged=False):
     ``dtype`` (a mask: bytes). ``staged`` asks for the buffer even where views would do.
     """
     views = [None if a is None else as_rows(a, axes) for a in full]
-    fits = all(a is None or (v is not None and a.dtype in (dtype, np.uint8)) for a, v in zip(full, views, strict=True))
+    fits = all(
+        a is None or (v is not None and a.dtype in (dtype, np.uint8))
+        for a, v in zip(full, views, strict=True)
+    )
     if fits and not staged:
         shape = next(v.shape for v in views if v is not None)
         step = max(1, CALL // max(1, shape[1]))
@@ -111,8 +119,10 @@ def stage(run, full, reduced, axes, dtype):
     n = math.prod(inner)
     output = moved[-1]
     most = max(1, min(math.prod(outer), BLOCK // max(1, n)))
-    kinds = [None if a is None else np.dtype(np.uint8) if a.dtype == np.uint8 and i != 0 else dtype
-             for i, a in enumerate(moved)]
+    kinds = [
+        None if a is None else np.dtype(np.uint8) if a.dtype == np.uint8 and i != 0 else dtype
+        for i, a in enumerate(moved)
+    ]
     buffers = [None if k is None else np.empty((most, n), k) for k in kinds]
     done = 0
     for index in blocks(outer, most):

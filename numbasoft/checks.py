@@ -27,7 +27,7 @@ def array(value, name):
 
 def result_dtype(dtype, name):
     """The dtype of a result for an argument of this dtype: floats keep theirs, integers become float64."""
-    if dtype.kind == "f" and dtype.itemsize <= 8 or is_bfloat16(dtype):
+    if (dtype.kind == "f" and dtype.itemsize <= 8) or is_bfloat16(dtype):
         return dtype.newbyteorder("=")
     if dtype.kind in "biu":
         return np.dtype(np.float64)
@@ -91,12 +91,16 @@ def mask(where, shape):
 
 def same_shape(value, name, other, other_name):
     if value.shape != other.shape:
-        raise ValueError(f"{name} has shape {value.shape}, but must have the shape {other.shape} of {other_name}")
+        raise ValueError(
+            f"{name} has shape {value.shape}, but must have the shape {other.shape} of {other_name}"
+        )
 
 
 def same_dtype(value, name, other, other_name):
     if value.dtype.newbyteorder("=") != other.dtype.newbyteorder("="):
-        raise TypeError(f"{name} has dtype {value.dtype}, but must have the dtype {other.dtype} of {other_name}")
+        raise TypeError(
+            f"{name} has dtype {value.dtype}, but must have the dtype {other.dtype} of {other_name}"
+        )
 
 
 def reduced_shape(value, name, shape, axes):
@@ -122,7 +126,9 @@ def out(value, shape, dtype, inputs):
         raise ValueError(f"out has strides {value.strides}, but no two of its elements may share memory")
     for name, array in inputs:
         if shares_part(array, value):
-            raise ValueError(f"out overlaps {name}, but must be the same array in the same layout, or share no memory")
+            raise ValueError(
+                f"out overlaps {name}, but must be the same array in the same layout, or share no memory"
+            )
 
 
 def overlaps_itself(value):

@@ -211,5 +211,7 @@ def largest(like):
 
 @overload(largest, **INLINE)
 def largest_by_type(like):
-    factor = 2.0**OFFSET_64 if like.dtype == types.float64 else float(np.float32(CENTRE * 2.0**0.875)) * 2.0**29
+    factor = (
+        2.0**OFFSET_64 if like.dtype == types.float64 else float(np.float32(CENTRE * 2.0**0.875)) * 2.0**29
+    )
     return lambda like: factor

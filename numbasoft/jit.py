@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 import types as python_types
+from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -47,7 +48,7 @@ KERNEL = {
 }
 # Without a wrapper for Python around every helper a kernel compiles in half the time.
 HELPER = {**KERNEL, "forceinline": True, "no_cpython_wrapper": True}
-INLINE = {"jit_options": HELPER}
+INLINE: dict[str, Any] = {"jit_options": HELPER}
 
 
 def inline(func):
@@ -349,7 +350,7 @@ class State:
 
     def __init__(self, serial=False):
         self.serial = serial
-        self.launcher = threading.get_ident()
+        self.launcher = threading.main_thread().ident
         self.shared = False  # whether other threads than the launcher have entered parallel kernels
         self.workqueue = threading.Lock()
 

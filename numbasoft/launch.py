@@ -1,5 +1,7 @@
 """Which kernel runs: the machine code for the arrays' types, on one thread or on many."""
 
+from typing import Any
+
 import numpy as np
 from numba import types
 
@@ -36,7 +38,7 @@ def signature(value, is_output):
 
 
 # The machine code of kernels by what tells their signatures apart.
-CODE = {}
+CODE: dict[Any, Any] = {}
 
 
 def compiled(kernel, key, inputs, outputs, *more):

@@ -115,7 +115,9 @@ def row_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead):
             near = without_c(shift)
             s = segment_exponentials(x, at + j, mask, mask_at + j, count, e, e_at + j, near, high, low, ahead)
         else:
-            s = segment_exponentials(x, at + j, mask, mask_at + j, count, e, e_at + j, shift, high, low, ahead)
+            s = segment_exponentials(
+                x, at + j, mask, mask_at + j, count, e, e_at + j, shift, high, low, ahead
+            )
         total, rounding = two_sum(total, s[0])
         lost += rounding + s[1]
         j += count

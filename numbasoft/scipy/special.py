@@ -222,7 +222,7 @@ def operands(a, b):
     if b is None:
         return np.atleast_1d(found["a"]), None, dtype
     try:
-        a, b = np.broadcast_found(found["a"], found["b"])
+        a, b = np.broadcast_arrays(found["a"], found["b"])
     except ValueError:
         raise ValueError(
             f"b has shape {found['b'].shape}, but must broadcast with the shape {found['a'].shape} of a"

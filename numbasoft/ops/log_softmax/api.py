@@ -1,13 +1,22 @@
 """log_softmax and its gradient, for callers: checks, shapes, allocation, choice of kernel."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary, split
+from ...arrays import Array, Axis
 from ...launch import STREAM, computing_dtype, is_wide, launch, row_maxima, segments_of, split_rows
 from . import cpu
 
 
-def log_softmax(x, axis=-1, *, temperature=1.0, where=None, out=None):
+def log_softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    out: Array | None = None,
+) -> Array:
     r"""The logarithm of softmax along one or more axes, without ever forming a probability.
 
     .. math:: y_j = x_j / T - \log \sum_k \exp(x_k / T)
@@ -98,7 +107,14 @@ def split_forward(x, mask, y, factors):
     launch(cpu.subtract, cpu.subtract_parallel, key, inputs, (y,), len(sums), size)
 
 
-def log_softmax_backward(grad, log_y, axis=-1, *, temperature=1.0, out=None):
+def log_softmax_backward(
+    grad: ArrayLike,
+    log_y: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    out: Array | None = None,
+) -> Array:
     r"""The gradient of a loss with respect to the logits, from that with respect to log_softmax's result.
 
     .. math:: dx_j = \frac{1}{T} \left(g_j - \exp(\log y_j) \sum_k g_k\right)
@@ -152,9 +168,7 @@ def log_softmax_backward(grad, log_y, axis=-1, *, temperature=1.0, out=None):
         return dx
     compute = computing_dtype(dtype, t)
     high, low = elementary.scale(1.0, is_wide(compute))
-    arrays.over_rows(
-        lambda full, _: backward(*full, high, low, 1 / t), [grad, log_y, dx], [], axes, compute
-    )
+    arrays.over_rows(lambda full, _: backward(*full, high, low, 1 / t), [grad, log_y, dx], [], axes, compute)
     return dx
 
 

@@ -82,8 +82,8 @@ def forward_rows(
             if m[r] == -np.inf and not any_kept(x, mask, row_at(mask, i + r), n):
                 row_filled(y, y_at, n, -np.inf)
             else:
-                at, mask_at, l = row_at(x, i + r), row_at(mask, i + r), (first[r], second[r])
-                row_logarithms(x, at, mask, mask_at, n, m[r], inverse, l, y, y_at, streaming)
+                at, mask_at, log = row_at(x, i + r), row_at(mask, i + r), (first[r], second[r])
+                row_logarithms(x, at, mask, mask_at, n, m[r], inverse, log, y, y_at, streaming)
         i += count
 
 

@@ -3,13 +3,23 @@
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary, split
+from ...arrays import Array, Axis
 from ...launch import computing_dtype, is_wide, launch, row_maxima, segments_of, split_rows
 from . import cpu
 
 
-def logsumexp(x, axis=-1, *, temperature=1.0, where=None, keepdims=False, out=None):
+def logsumexp(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    out: Array | None = None,
+) -> Array:
     r"""The logarithm of the sum of exponentials over one or more axes.
 
     .. math:: \mathrm{lse} = \log \sum_k \exp(x_k / T)
@@ -101,7 +111,15 @@ def split_forward(x, mask, lse, factors):
     launch(cpu.combine, cpu.combine, x.dtype, (x, m, sums, *factors[2:]), (lse,), 1, 1)
 
 
-def logsumexp_backward(grad, x, lse, axis=-1, *, temperature=1.0, out=None):
+def logsumexp_backward(
+    grad: ArrayLike,
+    x: ArrayLike,
+    lse: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    out: Array | None = None,
+) -> Array:
     r"""The gradient of a loss with respect to x, from that with respect to logsumexp's result.
 
     .. math:: dx_j = \frac{g}{T} \exp(x_j / T - \mathrm{lse})

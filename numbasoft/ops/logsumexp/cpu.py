@@ -74,9 +74,9 @@ def sums_of(maximum, logarithm, count, inverse_high, inverse_low):
             logarithm[r] = np.nan if np.isnan(logarithm[r]) else maximum[r]
             maximum[r] = 0.0
     for r in range(0, count, 8):
-        m, l = load(maximum, r), load(logarithm, r)
+        m, log = load(maximum, r), load(logarithm, r)
         product = m * inverse_high
-        total, lost = two_sum(product, l)
+        total, lost = two_sum(product, log)
         lost = lost + fma(m, inverse_low, fma(m, inverse_high, 0.0 - product))
         store(logarithm, r, select(lost == lost, total + lost, total))
 

@@ -1,8 +1,10 @@
 """softmax and its gradient, for callers: checks, shapes, allocation, choice of kernel."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary, jit, split
+from ...arrays import Array, Axis
 from ...launch import (
     LONGEST_WORK,
     STREAM,
@@ -17,7 +19,14 @@ from ...launch import (
 from . import cpu
 
 
-def softmax(x, axis=-1, *, temperature=1.0, where=None, out=None):
+def softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    out: Array | None = None,
+) -> Array:
     r"""Softmax along one or more axes.
 
     .. math:: y_j = \frac{\exp(x_j / T)}{\sum_k \exp(x_k / T)}
@@ -88,9 +97,7 @@ def softmax(x, axis=-1, *, temperature=1.0, where=None, out=None):
         return y
     compute = computing_dtype(dtype, t)
     high, low = elementary.scale(t, is_wide(compute))
-    arrays.over_rows(
-        lambda full, _: forward(*full, high, low), [x, mask, y], [], axes, compute
-    )
+    arrays.over_rows(lambda full, _: forward(*full, high, low), [x, mask, y], [], axes, compute)
     return y
 
 
@@ -98,7 +105,7 @@ def forward(x, mask, y, high, low):
     """softmax of the rows of x into y."""
     rows, n = x.shape
     narrow = y.itemsize == 2
-    if split_rows(rows, n) or narrow and n > LONGEST_WORK:
+    if split_rows(rows, n) or (narrow and n > LONGEST_WORK):
         split_forward(x, mask, y, high, low)
         return
     work = workspace(min(rows, jit.threads()), n) if narrow else None
@@ -118,7 +125,14 @@ def split_forward(x, mask, y, high, low):
     launch(cpu.divide, cpu.divide_parallel, key, inputs, (e, y), len(sums), size)
 
 
-def softmax_backward(grad, y, axis=-1, *, temperature=1.0, out=None):
+def softmax_backward(
+    grad: ArrayLike,
+    y: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    out: Array | None = None,
+) -> Array:
     r"""The gradient of a loss with respect to the logits, from that with respect to softmax's result.
 
     .. math:: dx_j = \frac{y_j}{T} \left(g_j - \sum_k g_k y_k\right)
@@ -173,9 +187,7 @@ def softmax_backward(grad, y, axis=-1, *, temperature=1.0, out=None):
     if y.size == 0:
         return dx
     compute = computing_dtype(dtype, t)
-    arrays.over_rows(
-        lambda full, _: backward(*full, 1 / t), [grad, y, dx], [], axes, compute
-    )
+    arrays.over_rows(lambda full, _: backward(*full, 1 / t), [grad, y, dx], [], axes, compute)
     return dx
 
 
