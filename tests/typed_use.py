@@ -24,6 +24,6 @@ def accepted(x: NDArray[np.float32], keep: NDArray[np.bool_]) -> list[NDArray[An
 
 def refused(x: NDArray[np.float32]) -> None:
     numbasoft.softmax(x, axis="last")  # type: ignore[arg-type]
-    numbasoft.softmax(x, 0, 1.0)  # type: ignore[call-arg, misc]
+    numbasoft.softmax(x, 0, 1.0)  # type: ignore[call-arg]
     numbasoft.softmax(x, temperature="hot")  # type: ignore[arg-type]
     numbasoft.logsumexp(x, out=[1.0])  # type: ignore[arg-type]
