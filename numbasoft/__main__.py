@@ -114,7 +114,7 @@ def report(arguments) -> int:
 
     if arguments.plot:
         if importlib.util.find_spec("matplotlib") is None:
-            fail("--plot needs matplotlib: pip install matplotlib")
+            fail("--plot needs matplotlib: pip install 'numbasoft[plot]'")
         if not Path(arguments.plot).absolute().parent.is_dir():
             fail(f"--plot {arguments.plot}: its directory does not exist")
     result = run.report(threads=arguments.threads, quick=arguments.quick)

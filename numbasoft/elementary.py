@@ -34,10 +34,11 @@ LOG2_E_REST_64 = float(LOG2_E - Fraction(LOG2_E_64))
 # exact: x - m is exact for x in [m / 2, m], and everything below m / 2 underflows to zero.
 FAR = 1024.0
 
-# The largest exponential of a row is 2**OFFSET (times CENTRE), so that one which must become
-# a subnormal probability is still a normal number when it is divided by the sum. In float32
-# the eighths make it 1.995 * 2**29: relative to its ULP, rounding a sum costs it least there.
-OFFSET_32, OFFSET_64 = 29.875, 60.0
+# The largest exponential of a row is 2**OFFSET (times CENTRE). One that must become a
+# subnormal probability is then still a normal number when it is divided by the sum, and
+# what stands for an exponential of -inf is lost in any sum of up to 2**31 of them. In
+# float32 the eighths make it 1.995 * 2**59: rounding a sum costs it least there.
+OFFSET_32, OFFSET_64 = 59.875, 200.0
 
 # float32: 2**(j / 8) * CENTRE as bits, less j << 20 (see vector.scaled_entry). CENTRE cancels
 # as the power of two does; with it all eight entries lie within 0.04 ULP of a float32.
@@ -212,6 +213,6 @@ def largest(like):
 @overload(largest, **INLINE)
 def largest_by_type(like):
     factor = (
-        2.0**OFFSET_64 if like.dtype == types.float64 else float(np.float32(CENTRE * 2.0**0.875)) * 2.0**29
+        2.0**OFFSET_64 if like.dtype == types.float64 else float(np.float32(CENTRE * 2.0**0.875)) * 2.0**59
     )
     return lambda like: factor

@@ -28,7 +28,9 @@ import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-from numba.core import bytecode, caching, config, serialize
+from numba.core import config, serialize
+from numba.core.bytecode import FunctionIdentity
+from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import Dispatcher
 from numba.extending import register_jitable
@@ -190,8 +192,8 @@ def is_private(directory):
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-class PackageCache(caching._Cache):
-    """The machine code of one kernel on disk. Whatever goes wrong is a miss, never an error."""
+class PackageCache:
+    """The machine code of one kernel on disk, as dispatchers call it. What goes wrong is a miss."""
 
     def __init__(self, dispatcher):
         self.py_func = dispatcher.py_func
@@ -209,12 +211,12 @@ class PackageCache(caching._Cache):
             with contextlib.suppress(Exception):
                 symbols, code = pickle.loads(read(directory, self.filename(key)))
                 if defined(symbols, target_context):
-                    return caching.CompileResult._rebuild(target_context, *code)
+                    return CompileResult._rebuild(target_context, *code)
         self.ids_before = number_functions_by(key or secrets.token_hex())
         return None
 
     def save_overload(self, sig, data):
-        bytecode.FunctionIdentity._unique_ids = self.ids_before
+        FunctionIdentity._unique_ids = self.ids_before
         key = self.key(sig, data.codegen)
         content = None
         with contextlib.suppress(Exception):
@@ -237,14 +239,8 @@ class PackageCache(caching._Cache):
     def filename(self, key):
         return f"{self.py_func.__name__}-{key}.nbc"
 
-    def enable(self):
-        pass
-
-    def disable(self):
-        pass
-
     def flush(self):
-        pass
+        """Called by ``Dispatcher.recompile``, which has then no use for what is on disk."""
 
 
 def first_id(key):
@@ -257,8 +253,8 @@ def number_functions_by(key):
     Numba names them by a counter and by addresses, which two processes may share. Of two
     parallel kernels loaded with one such name, the second runs the loops of the first.
     """
-    before = bytecode.FunctionIdentity._unique_ids
-    bytecode.FunctionIdentity._unique_ids = itertools.count(first_id(key))
+    before = getattr(FunctionIdentity, "_unique_ids", None)
+    FunctionIdentity._unique_ids = itertools.count(first_id(key))
     return before
 
 

@@ -14,7 +14,7 @@ from numba.extending import overload
 
 from .elementary import exponential, two_sum
 from .jit import INLINE, inline
-from .summation import dot_push, dot_start, sum_finish, sum_push, sum_start
+from .summation import dot_push, dot_start, exact_push, sum_finish, sum_push, sum_start
 from .vector import (
     any_kept_of,
     below,
@@ -132,12 +132,12 @@ def segment_others(x, at, mask, mask_at, n, m, shift, high, low):
     is 1 in every float, log1p(1e-18) is not 0.
     """
     maxima = filled(x, 0.0)
-    total = sum_start(maxima)
+    total = dot_start(maxima)
     j = 0
     while j + lanes(x) <= n:
         v = load_kept(x, at + j, mask, mask_at + j)
         is_max = v == m
-        total = sum_push(total, select(is_max, 0.0, exponential(v, shift, high, low)))
+        total = exact_push(total, select(is_max, 0.0, exponential(v, shift, high, low)))
         maxima = maxima + select(is_max, 1.0, filled(x, 0.0))
         j += lanes(x)
     if j < n:
@@ -145,9 +145,9 @@ def segment_others(x, at, mask, mask_at, n, m, shift, high, low):
         is_max = v == m
         inside = below(v, n - j)
         e = select(is_max, 0.0, exponential(v, shift, high, low))
-        total = sum_push(total, select(inside, e, 0.0))
+        total = exact_push(total, select(inside, e, 0.0))
         maxima = maxima + select(inside, select(is_max, 1.0, filled(x, 0.0)), 0.0)
-    s = sum_finish(total)
+    s = sum_of_pairs(total[0], total[1])
     return s[0], s[1], np.float64(sum_across(maxima))
 
 

@@ -20,7 +20,7 @@ from .vector import fma, folded, splat, sum_of_pairs, widened
 # operations instead of five. In float32 the halves of a vector are added first: that one
 # rounding is at most 0.25 ULP of the row's largest exponential, because OFFSET_32 puts that
 # just below a power of two. Collecting in float64 lanes took a quarter more time.
-START_32, START_64 = 2.0**31, 2.0 ** (OFFSET_64 + 1)
+START_32, START_64 = 2.0**61, 2.0 ** (OFFSET_64 + 1)
 
 
 def sum_start(like):
@@ -66,7 +66,7 @@ def sum_finish_by_type(total):
 
 
 def dot_start(like):
-    """An empty sum of products, for ``dot_push``; sum it up with ``sum_of_pairs``."""
+    """An empty sum for ``dot_push`` and ``exact_push``; sum it up with ``sum_of_pairs``."""
 
 
 @overload(dot_start, **INLINE)
@@ -101,3 +101,21 @@ def dot_push_64(total, a, b):
     product = a * b
     high, lost = two_sum(total[0], product)
     return high, total[1] + (lost + fma(a, b, 0.0 - product))
+
+
+def exact_push(total, v):
+    """Add a vector to a sum that may stay small, where ``sum_push`` is exact for large ones only."""
+
+
+@overload(exact_push, **INLINE)
+def exact_push_by_type(total, v):
+    return exact_push_64 if v.element == types.float64 else exact_push_32
+
+
+def exact_push_32(total, v):
+    return total[0] + widened(v), total[1]
+
+
+def exact_push_64(total, v):
+    high, lost = two_sum(total[0], v)
+    return high, total[1] + lost

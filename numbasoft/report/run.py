@@ -16,7 +16,7 @@ from . import accuracy, environment, rivals, workloads
 from .terminal import Progress
 
 ROUNDS = 2  # each library's process runs this often, in turn: A B C A B C
-SECONDS = {True: 0.03, False: 0.12}  # per workload, library and round; quick or not
+SECONDS = {True: 0.03, False: 0.06}  # per workload, library and round; quick or not
 SPEED_STEP = 3  # a workload takes the bar as far as three accuracy records: about as long
 ACCURACY_RIVALS = ("SciPy", "PyTorch", "ONNX Runtime", "JAX")
 

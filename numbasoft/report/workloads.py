@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -14,7 +15,7 @@ FUNCTIONS = FORWARD + BACKWARD
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 POOL = 1_048_583  # a prime: repeated to fill an array, it leaves no two rows equal
-SAMPLE = 1 << 21  # elements of a workload whose values are compared before it is timed
+SAMPLE = 1 << 19  # elements of a workload whose values are compared before it is timed
 # How far two right answers may lie apart: PyTorch's float32 softmax is up to 220 ULP (1.3e-5) off.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
@@ -50,6 +51,12 @@ class Workload:
         return tuple(shape)
 
     @cached_property
+    def across(self) -> int:
+        """The longest axis that is not reduced: arrays are cut along it and rows stay whole."""
+        others = [a for a in range(len(self.shape)) if a != self.axis % len(self.shape)]
+        return max(others, key=lambda a: self.shape[a])
+
+    @cached_property
     def out_shape(self) -> tuple[int, ...]:
         if self.function != "logsumexp":
             return self.shape
@@ -58,7 +65,7 @@ class Workload:
     @cached_property
     def bytes_moved(self) -> int:
         """The byte model: every input read once, every output written once."""
-        full, reduced = np.prod(self.shape), np.prod(self.reduced_shape)
+        full, reduced = math.prod(self.shape), math.prod(self.reduced_shape)
         elements = {
             "softmax": 2 * full,
             "log_softmax": 2 * full,
@@ -67,7 +74,7 @@ class Workload:
             "log_softmax_backward": 3 * full,
             "logsumexp_backward": 2 * full + 2 * reduced,
         }[self.function]
-        return int(elements) * dtype_of(self.dtype).itemsize
+        return elements * dtype_of(self.dtype).itemsize
 
     def inputs(self) -> tuple[np.ndarray, ...]:
         """Logits N(0, 3) and gradients N(0, 1), seeded; what the forward pass gave comes from NumPy in float64."""
@@ -81,20 +88,16 @@ class Workload:
 
     def _in_slabs(self, function, x):
         """Evaluate in float64 a slab at a time, so that a large input needs no float64 copy of itself."""
-        across = 0 if self.axis % x.ndim else x.ndim - 1
-        pieces = np.array_split(x, -(-x.size // SAMPLE), axis=across)
-        return np.concatenate(
-            [function(p.astype("f8"), self.axis).astype(x.dtype) for p in pieces], axis=across
-        )
+        pieces = np.array_split(x, -(-x.size // SAMPLE), axis=self.across)
+        results = [function(p.astype("f8"), self.axis).astype(x.dtype) for p in pieces]
+        return np.concatenate(results, axis=self.across)
 
     def sample(self, array: np.ndarray) -> np.ndarray:
         """The part of an input or output in which values are compared, in float64; rows stay whole."""
         if array.ndim < len(self.shape):
             array = np.expand_dims(array, self.axis)
-        across = 0 if self.axis % len(self.shape) else len(self.shape) - 1
-        count = max(1, SAMPLE * self.shape[across] // int(np.prod(self.shape)))
         index = [slice(None)] * array.ndim
-        index[across] = slice(count)
+        index[self.across] = slice(max(1, SAMPLE * self.shape[self.across] // math.prod(self.shape)))
         return array[tuple(index)].astype("f8")
 
     def expected(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -117,8 +120,12 @@ class Workload:
 
 
 def _random(shape, dtype, *, seed, spread=1):
-    values = np.random.default_rng(seed).standard_normal(POOL, dtype="f4") * np.float32(spread)
-    return np.resize(values.astype(dtype_of(dtype)), shape)
+    return np.resize(_pool(seed, spread).astype(dtype_of(dtype)), shape)
+
+
+@cache
+def _pool(seed, spread):
+    return np.random.default_rng(seed).standard_normal(POOL, dtype="f4") * np.float32(spread)
 
 
 def _softmax(x, axis):

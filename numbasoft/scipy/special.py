@@ -10,8 +10,8 @@ and what NumPy makes an array of. Where the two differ:
   through where the rest of the sum is 0;
 - weights that cancel give log 0 = -inf at any magnitude, where SciPy gives NaN from exp(710) on; weights of
   any magnitude count, where SciPy drops those whose exp underflows; a sum of nothing has sign 0;
-- ml_dtypes' bfloat16 is a float among others; longdouble, and complex input of the two softmaxes,
-  raise TypeError.
+- ml_dtypes' bfloat16 is a float among others; longdouble, masked arrays, and complex input of softmax and
+  log_softmax raise TypeError.
 """
 
 import math
@@ -27,9 +27,6 @@ __all__ = ["log_softmax", "logsumexp", "softmax"]
 
 # Weights whose size is beyond these would let exp underflow where the product does not.
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-100, 1e100
-
-# Elements of a weighted sum that are done at a time.
-BLOCK = 1 << 13
 
 
 def softmax(x, axis=None):
@@ -207,7 +204,7 @@ def operands(a, b):
     given = {"a": a} if b is None else {"a": a, "b": b}
     found = {name: checks.array(value, name) for name, value in given.items()}
     for name, array in found.items():
-        if array.dtype.name not in ("complex64", "complex128"):
+        if array.dtype.kind != "c" or array.dtype.itemsize > 16:
             checks.result_dtype(array.dtype, name)
     # A Python number yields to the dtype of the other operand, as everywhere in NumPy.
     weak = (bool, int, float, complex)
@@ -246,7 +243,7 @@ def log_weighted_sums(a, b, axes, number):
     outer, inner = a.shape[: a.ndim - len(axes)], a.shape[a.ndim - len(axes) :]
     n = math.prod(inner)
     log_size, total = np.empty(outer), np.empty(outer, number)
-    for index in arrays.blocks(outer, max(1, BLOCK // max(1, n))):
+    for index in arrays.blocks(outer, max(1, arrays.BLOCK // max(1, n))):
         rows = [v[index].astype(number, order="C") for v in (a, b)]
         rows = [v.reshape(*v.shape[: len(outer)], n) for v in rows]
         log_size[index], total[index] = log_weighted_sum(*rows)
@@ -261,9 +258,10 @@ def log_weighted_sum(a, b):
     """
     size = np.abs(b)
     if not size.all():
-        a = np.where(size == 0, -np.inf, a)
-    extreme = (size < SMALLEST_WEIGHT) & (size > 0) | (size > LARGEST_WEIGHT) & (size < np.inf)
-    if extreme.any():
+        absent = size == 0
+        a, size = np.where(absent, -np.inf, a), np.where(absent, 1, size)
+    if not (size.min(initial=1) >= SMALLEST_WEIGHT and size.max(initial=1) <= LARGEST_WEIGHT):
+        extreme = (size < SMALLEST_WEIGHT) | (size > LARGEST_WEIGHT) & (size < np.inf)
         a, b = np.where(extreme, a + np.log(size), a), np.where(extreme, b / size, b)
 
     w = b

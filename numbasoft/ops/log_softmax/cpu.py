@@ -193,9 +193,9 @@ def gradient_64(g, v, total, shift, high, low, inverse):
 
 @inline
 def probability(v, shift, high, low):
-    """exp(v) times ``largest``: 0 far below the smallest float, inf above exp(60)."""
+    """exp(v) times ``largest``: 0 far below the smallest float, inf above exp(40)."""
     e = select(v < shift[3], 0.0, exponential(v, without_c(shift), high, low))
-    return select(v > 60.0, np.inf, e)
+    return select(v > 40.0, np.inf, e)
 
 
 @kernel

@@ -161,10 +161,10 @@ def gradient_64(v, factor, shift, high, low):
 @inline
 def bounded(v, shift, high, low):
     """exp(v / T - lse) times ``largest``: 0 far below the smallest float and for -inf, inf
-    above 2**86, which no lse of these v gives."""
+    above 2**60, which no lse of these v gives."""
     d = v - shift[0]
     e = select(d < shift[3], 0.0, exponential(v, shift, high, low))
-    e = select(fma(d, high, shift[4]) > 86.0, np.inf, e)
+    e = select(fma(d, high, shift[4]) > 60.0, np.inf, e)
     return select(v == -np.inf, 0.0, e)
 
 

@@ -1,0 +1,247 @@
+"""The rules of the house, checked on the syntax trees of the package."""
+
+import ast
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import numbasoft
+
+PACKAGE = Path(numbasoft.__file__).parent
+
+
+def name_of(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+PATHS = {name_of(p): p for p in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in PATHS.items()}
+ROOMS = sorted(p.name for p in (PACKAGE / "ops").iterdir() if (p / "__init__.py").exists())
+
+
+def absolute(module, node):
+    """The module that an `import from` names, in full."""
+    if not node.level:
+        return node.module
+    parts = module.split(".")
+    if PATHS[module].name != "__init__.py":
+        parts = parts[:-1]
+    parts = parts[: len(parts) - node.level + 1]
+    return ".".join([*parts, *filter(None, [node.module])])
+
+
+def imports(module, tree=None):
+    """Everything that a module imports, wherever in it, as dotted names."""
+    for node in ast.walk(tree or TREES[module]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = absolute(module, node)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def own_imports(module):
+    """The modules of the package that a module imports."""
+    for name in imports(module):
+        if name.partition(".")[0] == "numbasoft":
+            while name not in PATHS:
+                name = name.rpartition(".")[0]
+            yield name
+
+
+def within(name, *packages):
+    return any(name == p or name.startswith(p + ".") for p in packages)
+
+
+def room(module):
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["numbasoft", "ops"] and len(parts) > 2 else None
+
+
+def floor(module):
+    """The floor that a module stands on; imports lead to lower ones, or stay on one of the shared floors."""
+    if within(module, "numbasoft.__main__", "numbasoft.report"):
+        return 7
+    if within(module, "numbasoft.scipy"):
+        return 6
+    if module in ("numbasoft", "numbasoft.literal"):
+        return 5
+    if room(module):
+        return 4 if module.endswith(".api") or module.count(".") == 2 else 3
+    if module in ("numbasoft.arrays", "numbasoft.checks"):
+        return 2
+    if within(module, "numbasoft.vector"):
+        return 0
+    return 0 if module == "numbasoft.jit" else 1
+
+
+SHARED_FLOORS = (0, 1, 2, 6, 7)
+
+
+@pytest.mark.parametrize("module", PATHS)
+def test_imports_point_one_way(module):
+    for imported in own_imports(module):
+        here, there = floor(module), floor(imported)
+        assert there < here or (there == here and here in SHARED_FLOORS), f"{module} imports {imported}"
+
+
+def test_no_module_imports_itself_through_others():
+    edges = {module: set(own_imports(module)) - {module} for module in PATHS}
+    remaining = dict(edges)
+    while free := [m for m, targets in remaining.items() if not targets & remaining.keys()]:
+        for m in free:
+            del remaining[m]
+    assert not remaining, f"a circle among {sorted(remaining)}"
+
+
+@pytest.mark.parametrize("module", [m for m in PATHS if room(m)])
+def test_a_room_never_imports_another_room(module):
+    foreign = [m for m in own_imports(module) if room(m) not in (None, room(module))]
+    assert not foreign, f"what two rooms share moves down a floor: {foreign}"
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_every_room_has_the_same_files(name):
+    assert {"__init__.py", "api.py", "cpu.py"} <= {p.name for p in (PACKAGE / "ops" / name).iterdir()}
+
+
+@pytest.mark.parametrize("module", [m for m in PATHS if room(m) and m.endswith(".cpu")])
+def test_kernels_never_validate(module):
+    assert not [m for m in own_imports(module) if m == "numbasoft.checks"]
+    assert not [n for n in ast.walk(TREES[module]) if isinstance(n, (ast.Raise, ast.Assert))]
+
+
+def test_there_are_rooms_to_check():
+    assert {"softmax", "log_softmax", "logsumexp"} <= set(ROOMS)
+    assert all(f"numbasoft.ops.{name}.cpu" in PATHS for name in ROOMS)
+
+
+# --- Numba -------------------------------------------------------------------------------------------------
+
+COMPILERS = {
+    "njit",
+    "jit",
+    "generated_jit",
+    "vectorize",
+    "guvectorize",
+    "stencil",
+    "cfunc",
+    "register_jitable",
+}
+OPTIONS = {
+    "fastmath",
+    "parallel",
+    "nogil",
+    "boundscheck",
+    "error_model",
+    "forceinline",
+    "nopython",
+    "no_cpython_wrapper",
+}
+
+
+@pytest.mark.parametrize("module", [m for m in PATHS if m != "numbasoft.jit"])
+def test_only_jit_names_compiler_options(module):
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.ImportFrom) and within(node.module or "", "numba"):
+            named = COMPILERS & {alias.name for alias in node.names}
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("numba", "nb")
+        ):
+            named = COMPILERS & {node.attr}
+        elif isinstance(node, ast.Call):
+            named = OPTIONS & {keyword.arg for keyword in node.keywords}
+        else:
+            continue
+        assert not named, f"{module}, line {node.lineno}, names {named}: only jit.py does that"
+
+
+@pytest.mark.parametrize("module", PATHS)
+def test_cuda_is_not_imported(module):
+    # the report alone may ask whether there is a device, and only when it runs
+    tree = TREES[module]
+    if within(module, "numbasoft.report", "numbasoft.__main__"):
+        kept = [n for n in tree.body if not isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+        tree = ast.Module(kept, [])
+    assert not [name for name in imports(module, tree) if within(name, "numba.cuda", "cupy")]
+
+
+@pytest.mark.parametrize("module", [m for m in PATHS if not within(m, "numbasoft.vector")])
+def test_llvm_code_is_written_in_vector_only(module):
+    # jit.py and the report may ask llvmlite for its version and the machine's name
+    names = [name for name in imports(module) if within(name, "llvmlite")]
+    if module == "numbasoft.jit" or within(module, "numbasoft.report"):
+        names = [name for name in names if within(name, "llvmlite.ir")]
+    assert not names
+
+
+def test_the_package_holds_public_names_and_nothing_else():
+    allowed = (ast.Import, ast.ImportFrom)
+    for node in TREES["numbasoft"].body:
+        documentation = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        dunder = isinstance(node, ast.Assign) and all(t.id.startswith("__") for t in node.targets)
+        assert isinstance(node, allowed) or documentation or dunder, f"line {node.lineno}"
+    assert set(PUBLIC) <= set(numbasoft.__all__)
+    assert all(hasattr(numbasoft, name) for name in numbasoft.__all__)
+
+
+# --- what an import costs ----------------------------------------------------------------------------------
+
+LOADED = """
+import json, sys, numba
+before = set(sys.modules)
+import numbasoft
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def test_importing_the_package_imports_little():
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED],
+        capture_output=True, text=True, timeout=120, check=True,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+    )  # fmt: skip
+    loaded = json.loads(done.stdout.splitlines()[-1])
+    assert "numbasoft" in loaded
+    unwanted = (
+        "numba.cuda",
+        "scipy",
+        "torch",
+        "onnx",
+        "jax",
+        "matplotlib",
+        "sklearn",
+        "numbasoft.report",
+        "numbasoft.scipy",
+    )
+    assert not [m for m in loaded if within(m, *unwanted)]
+
+
+# --- signatures --------------------------------------------------------------------------------------------
+
+PUBLIC = {
+    "softmax": "(x, axis=-1, *, temperature=1.0, where=None, out=None)",
+    "log_softmax": "(x, axis=-1, *, temperature=1.0, where=None, out=None)",
+    "logsumexp": "(x, axis=-1, *, temperature=1.0, where=None, keepdims=False, out=None)",
+    "softmax_backward": "(grad, y, axis=-1, *, temperature=1.0, out=None)",
+    "log_softmax_backward": "(grad, log_y, axis=-1, *, temperature=1.0, out=None)",
+    "logsumexp_backward": "(grad, x, lse, axis=-1, *, temperature=1.0, out=None)",
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_signatures(name):
+    signature = inspect.signature(getattr(numbasoft, name))
+    bare = signature.replace(
+        parameters=[p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()],
+        return_annotation=inspect.Signature.empty,
+    )
+    assert str(bare) == PUBLIC[name]

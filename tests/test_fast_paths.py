@@ -1,0 +1,86 @@
+"""The machine code is the vector code it is meant to be: a fall back to scalar code is 10 times slower, yet right."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import numbasoft
+import pytest
+
+FEATURES = llvm.get_host_cpu_features()
+
+pytestmark = pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64") or not FEATURES.get("fma"),
+    reason="the instructions looked for are those of x86 with FMA",
+)
+
+# Numba can show the assembly of what it has just compiled only, so this is a process with an empty cache.
+ASSEMBLY = """
+import json, sys
+import numpy as np
+import numbasoft
+from numba.core.dispatcher import Dispatcher
+from numbasoft.ops.softmax import cpu
+
+found = {}
+for dtype in ("float32", "float64", "float16"):
+    seen = {(n, s) for n, d in vars(cpu).items() if isinstance(d, Dispatcher) for s in d.signatures}
+    numbasoft.softmax(np.zeros((3, 100), dtype))
+    for name, dispatcher in vars(cpu).items():
+        if isinstance(dispatcher, Dispatcher):
+            for signature in dispatcher.signatures:
+                if (name, signature) not in seen:
+                    found.setdefault(dtype, []).append(dispatcher.inspect_asm(signature))
+json.dump(found, open(sys.argv[1], "w"))
+"""
+
+LIBRARY = re.compile(
+    r"(?:\$|call\w*\s+)(_*(?:exp|exp2|expm1|ldexp|pow|log|log2|log1p|rint|round|nearbyint|floor|ceil|trunc|fma|fmax)f?"
+    r"|__gnu_\w+|__extend\w+|__trunc\w+|__svml\w+)(?:@PLT)?\b"
+)
+
+
+@pytest.fixture(scope="module")
+def assembly(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("assembly")
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(folder))
+    package = str(Path(numbasoft.__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [environment.get("PYTHONPATH")])])
+    target = folder / "assembly.json"
+    subprocess.run([sys.executable, "-c", ASSEMBLY, str(target)], env=environment, check=True, timeout=300)
+    return json.loads(target.read_text())
+
+
+@pytest.mark.parametrize(("dtype", "suffix"), [("float32", "ps"), ("float64", "pd"), ("float16", "ps")])
+def test_the_exponential_is_vector_code(assembly, dtype, suffix):
+    (text,) = assembly[dtype]
+    fused = re.findall(rf"\bvfn?m(?:add|sub)\d+{suffix}\s.*%[yz]mm", text)
+    assert len(fused) >= 10, f"{len(fused)} fused operations on whole vectors"
+    called = LIBRARY.findall(text)
+    assert not called, f"the kernel calls {called}"
+
+
+@pytest.mark.parametrize(("dtype", "suffix"), [("float32", "ps"), ("float64", "pd"), ("float16", "ps")])
+def test_the_maximum_is_vector_code(assembly, dtype, suffix):
+    # Python's max stays scalar whatever the flags
+    (text,) = assembly[dtype]
+    assert re.search(rf"\bvmax{suffix}\s.*%[yz]mm", text)
+
+
+@pytest.mark.skipif(not FEATURES.get("f16c"), reason="without F16C float16 is converted by bit arithmetic")
+def test_float16_is_converted_by_the_processor(assembly):
+    (text,) = assembly["float16"]
+    assert re.search(r"\bvcvtph2ps\s.*%[xyz]mm", text)
+    assert re.search(r"\bvcvtps2ph\s.*%[xyz]mm", text)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_outputs_go_past_the_caches(assembly, dtype):
+    # an ordinary store first reads the line that it overwrites
+    (text,) = assembly[dtype]
+    assert re.search(r"\bvmovntp[sd]\s.*%[yz]mm", text)
