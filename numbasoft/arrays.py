@@ -85,20 +85,20 @@ def last(array, axes):
     return array.transpose(others + axes)
 
 
-def over_rows(run, full, reduced, axes, dtype, staged=False):
+def over_rows(run, full, reduced, axes, dtype):
     """Call ``run`` on 2-D blocks of rows that together make up the arrays.
 
     ``full`` are arrays of the input's shape, the last of them written unless it is None;
     None stands for an argument that is not there. ``reduced`` are contiguous 1-D arrays
     with one element per row. ``run(full_blocks, reduced_blocks)`` gets (rows, n) arrays of
-    ``dtype`` (a mask: bytes). ``staged`` asks for the buffer even where views would do.
+    ``dtype`` (a mask: bytes).
     """
     views = [None if a is None else as_rows(a, axes) for a in full]
     fits = all(
-        a is None or (v is not None and a.dtype in (dtype, np.uint8))
-        for a, v in zip(full, views, strict=True)
+        a is None or (v is not None and (a.dtype == dtype or (i > 0 and a.dtype == np.uint8)))
+        for i, (a, v) in enumerate(zip(full, views, strict=True))
     )
-    if fits and not staged:
+    if fits:
         shape = next(v.shape for v in views if v is not None)
         step = max(1, CALL // max(1, shape[1]))
         if step >= shape[0]:
@@ -126,7 +126,7 @@ def stage(run, full, reduced, axes, dtype):
     buffers = [None if k is None else np.empty((most, n), k) for k in kinds]
     done = 0
     for index in blocks(outer, most):
-        part = [None if a is None else a[index] for a in moved]
+        part = [None if a is None else a[(*index, ...)] for a in moved]
         rows = math.prod(part_shape(outer, index))
         work = [None if b is None else b[:rows] for b in buffers]
         for a, b in zip(part[:-1], work[:-1], strict=True):

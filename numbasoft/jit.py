@@ -240,7 +240,7 @@ class PackageCache:
         return f"{self.py_func.__name__}-{key}.nbc"
 
     def flush(self):
-        """Called by ``Dispatcher.recompile``, which has then no use for what is on disk."""
+        """Called by ``Dispatcher.recompile``. The key already tells old code from new."""
 
 
 def first_id(key):

@@ -11,8 +11,6 @@ from .tiles import TILE
 
 # Below this many elements starting the threads costs more than they gain.
 PARALLEL = 1 << 15
-# An output of more bytes is written past the caches, where it would not stay anyway.
-STREAM = 1 << 25
 
 # 16-bit rows longer than this get no room for their exponentials: those are computed twice.
 LONGEST_WORK = 1 << 18

@@ -27,13 +27,11 @@ from .vector import (
     load_part,
     max_across,
     maximum,
-    misalignment,
     prefetch,
     prefetch_to_write,
     select,
     store,
     store_part,
-    stream,
     sum_across,
     sum_of_pairs,
 )
@@ -173,32 +171,20 @@ def row_others(x, at, mask, mask_at, n, m, shift, high, low):
 
 
 @inline
-def row_scaled(e, e_at, n, factor, y, at, streaming):
+def row_scaled(e, e_at, n, factor, y, at):
     """Loop 4: every exponential divided by the sum, whose reciprocal is given in two parts."""
     w = lanes(y)
     j = 0
-    if streaming:  # whole vectors past the caches, from the first aligned address on
-        head = min(n, aligned_after(y, at))
-        v = load_part(e, e_at, head, 0.0)
-        store_part(y, at, head, fma(v, factor[0], v * factor[1]))
-        j = head
-        while j + 2 * w <= n:
-            a = load(e, e_at + j)
-            b = load(e, e_at + j + w)
-            stream(y, at + j, fma(a, factor[0], a * factor[1]))
-            stream(y, at + j + w, fma(b, factor[0], b * factor[1]))
-            j += 2 * w
-    else:
-        while j + 4 * w <= n:
-            a = load(e, e_at + j)
-            b = load(e, e_at + j + w)
-            c = load(e, e_at + j + 2 * w)
-            d = load(e, e_at + j + 3 * w)
-            store(y, at + j, fma(a, factor[0], a * factor[1]))
-            store(y, at + j + w, fma(b, factor[0], b * factor[1]))
-            store(y, at + j + 2 * w, fma(c, factor[0], c * factor[1]))
-            store(y, at + j + 3 * w, fma(d, factor[0], d * factor[1]))
-            j += 4 * w
+    while j + 4 * w <= n:
+        a = load(e, e_at + j)
+        b = load(e, e_at + j + w)
+        c = load(e, e_at + j + 2 * w)
+        d = load(e, e_at + j + 3 * w)
+        store(y, at + j, fma(a, factor[0], a * factor[1]))
+        store(y, at + j + w, fma(b, factor[0], b * factor[1]))
+        store(y, at + j + 2 * w, fma(c, factor[0], c * factor[1]))
+        store(y, at + j + 3 * w, fma(d, factor[0], d * factor[1]))
+        j += 4 * w
     while j + w <= n:
         a = load(e, e_at + j)
         store(y, at + j, fma(a, factor[0], a * factor[1]))
@@ -242,22 +228,13 @@ def logarithm(v, m, reduced, inverse, logarithms):
 
 
 @inline
-def row_logarithms(x, at, mask, mask_at, n, m, inverse, logarithms, y, y_at, streaming):
+def row_logarithms(x, at, mask, mask_at, n, m, inverse, logarithms, y, y_at):
     """Loop 5 of log_softmax: x[j] - m - l for every element."""
     w = lanes(x)
     # where x[j] - m could overflow though its quotient by T does not, both are made smaller first
     reduced = 0.25 if abs(np.float64(m)) > largest_safe(x) else 1.0
     inverse = (inverse[0] / reduced, inverse[1] / reduced)
     j = 0
-    if streaming:
-        head = min(n, aligned_after(y, y_at))
-        v = load_kept_part(x, at, mask, mask_at, head)
-        store_part(y, y_at, head, logarithm(v, m, reduced, inverse, logarithms))
-        j = head
-        while j + w <= n:
-            v = load_kept(x, at + j, mask, mask_at + j)
-            stream(y, y_at + j, logarithm(v, m, reduced, inverse, logarithms))
-            j += w
     while j + w <= n:
         v = load_kept(x, at + j, mask, mask_at + j)
         store(y, y_at + j, logarithm(v, m, reduced, inverse, logarithms))
@@ -299,13 +276,6 @@ def row_sum(a, a_at, b, b_at, n):
         v = load_part(b, b_at + j, n - j, -np.inf)
         total = dot_push(total, select(v == -np.inf, 0.0, load_part(a, a_at + j, n - j, 0.0)), one)
     return sum_of_pairs(total[0], total[1])
-
-
-@inline
-def aligned_after(y, at):
-    """How many elements lie before the first one whose address is a multiple of 32 bytes."""
-    past = misalignment(y, at)
-    return ((32 - past) & 31) // y.itemsize
 
 
 @inline

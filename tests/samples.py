@@ -62,6 +62,13 @@ def underflow(rng, rows, n, dtype):
     return -rng.uniform(0, 1.02 * depth(dtype), (rows, n))
 
 
+def ramp(rng, rows, n, dtype):
+    """As underflow, with the maximum far from 0: x - max is not exact, and x may be less than half of it."""
+    x = -rng.uniform(0, 1.02 * depth(dtype), (rows, n))
+    x += rng.uniform(-2.5, 2.5, (rows, 1)) * depth(dtype)
+    return x * rng.uniform(0.999, 1, (rows, n))  # sums lie on the grid of the largest: fill the lower bits
+
+
 def floor(rng, rows, n, dtype):
     """One maximum and the rest so low that a plain sum in the same type loses all of it."""
     x = np.full((rows, n), -0.7 * FORMATS[dtype].bits)
@@ -76,7 +83,7 @@ def magnitudes(rng, rows, n, dtype):
 FAMILIES = {
     f.__name__: f
     for f in (
-        random, wide, offset, confident, tied, equal, tiny, huge, underflow, floor, magnitudes,
+        random, wide, offset, confident, tied, equal, tiny, huge, underflow, ramp, floor, magnitudes,
     )
 }  # fmt: skip
 

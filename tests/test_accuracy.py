@@ -74,7 +74,7 @@ def test_forward_on_vocabulary_sized_rows(name, dtype, rng):
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1 / 3, 0.7, 3.0, 10, 1e3])
-@pytest.mark.parametrize("family", ["random", "offset", "confident", "underflow", "magnitudes"])
+@pytest.mark.parametrize("family", ["random", "offset", "confident", "underflow", "ramp", "magnitudes"])
 @by_dtype
 @by_forward
 def test_temperature_is_applied_without_rounding_first(name, dtype, family, temperature, rng):
@@ -231,7 +231,7 @@ def compare_backward(name, arguments, axis=-1, temperature=1.0):
 
 
 @pytest.mark.parametrize("kind", ["random", "constant", "one_hot", "magnitudes", "large"])
-@pytest.mark.parametrize("family", ["random", "wide", "offset", "confident", "tied", "underflow"])
+@pytest.mark.parametrize("family", ["random", "wide", "offset", "confident", "tied", "underflow", "ramp"])
 @by_dtype
 @by_backward
 def test_backward_along_the_last_axis(name, dtype, family, kind, rng):

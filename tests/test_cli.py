@@ -506,4 +506,6 @@ def test_resident_memory_does_not_grow_with_the_file(tmp_path, axis):
         assert np.load(tmp_path / "y.npy", mmap_mode="r").shape == (rows, 1000)
         return int(ran.stdout) / 1024
 
-    assert peak(80_000) < peak(2_000) + 48
+    # The first run of a kernel compiles it, which takes 80 MB.
+    small, large = (min(peak(rows), peak(rows)) for rows in (8_000, 80_000))
+    assert large < small + 48

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import llvmlite.binding as llvm
-import numbasoft
 import pytest
+
+import numbasoft
 
 FEATURES = llvm.get_host_cpu_features()
 

@@ -12,6 +12,7 @@ does is compared with numbasoft's `out=`, one that allocates with numbasoft's pl
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.metadata
 import os
 from collections.abc import Callable
@@ -79,19 +80,7 @@ class Copy(Rival):
     given = True
 
     def prepare(self, work, arrays):
-        import numba
-
-        from .. import jit
-
-        threads, memmove = self.threads, ctypes.memmove
-        jit.launch()
-
-        @jit.parallel_kernel
-        def parallel(source, target):
-            for part in numba.prange(threads):
-                start, stop = source.size * part // threads, source.size * (part + 1) // threads
-                memmove(target.ctypes.data + start, source.ctypes.data + start, stop - start)
-
+        parallel = parallel_copy(self.threads)
         source = np.resize(arrays[0].reshape(-1).view("u1"), work.bytes_moved // 2)
         target = np.zeros_like(source)
         # A thread costs microseconds to wake: one thread copies 256 KiB no later than two.
@@ -282,6 +271,25 @@ def _widened(function, arrays, dtype):
     if dtype.itemsize > 2:
         return lambda: function(*arrays)
     return lambda: function(*(a.astype("f4") for a in arrays)).astype(dtype)
+
+
+@functools.cache
+def parallel_copy(threads):
+    """A kernel that copies bytes, a part on each thread, as fast as the C library can."""
+    import numba
+
+    from .. import jit
+
+    memmove = ctypes.memmove
+    jit.launch()
+
+    @jit.parallel_kernel
+    def copy(source, target):
+        for part in numba.prange(threads):
+            start, stop = source.size * part // threads, source.size * (part + 1) // threads
+            memmove(target.ctypes.data + start, source.ctypes.data + start, stop - start)
+
+    return copy
 
 
 OURS = (Numbasoft, NumbasoftGiven)

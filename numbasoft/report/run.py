@@ -30,11 +30,16 @@ class Workers:
 
     def __init__(self):
         self.running: set[subprocess.Popen] = set()
+        self.stopped = False
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        self.stop()
+
+    def stop(self) -> None:
+        self.stopped = True
         for process in list(self.running):
             process.kill()
 
@@ -55,6 +60,8 @@ class Workers:
             )
             self.running.add(process)
             try:
+                if self.stopped:  # another thread starts a process while `stop` runs
+                    process.kill()
                 assert process.stdout is not None
                 for line in process.stdout:
                     yield json.loads(line)
@@ -110,9 +117,9 @@ def _accuracy(workers, jobs, threads, quick, progress) -> dict:
             pass
 
     with ThreadPoolExecutor(2) as pool:
-        started = {pool.submit(compile_ahead): ("numbasoft", "compilation")}
-        started |= {pool.submit(work, job): job for job in jobs}
         try:
+            started = {pool.submit(compile_ahead): ("numbasoft", "compilation")}
+            started |= {pool.submit(work, job): job for job in jobs}
             for future in as_completed(started):
                 try:
                     future.result()
@@ -120,7 +127,7 @@ def _accuracy(workers, jobs, threads, quick, progress) -> dict:
                     problems[" ".join(started[future])] = str(error)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            workers.__exit__()
+            workers.stop()
             raise
     skipped = {dtype: reason for dtype, reason in accuracy.available().items() if reason}
     return {

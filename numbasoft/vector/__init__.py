@@ -36,15 +36,12 @@ from .memory import (
     load_kept,
     load_kept_part,
     load_part,
-    misalignment,
     prefetch,
     prefetch_to_write,
     row_at,
     stack_array,
     store,
     store_part,
-    stream,
-    stream_fence,
 )
 
 __all__ = [
@@ -61,7 +58,6 @@ __all__ = [
     "low_bits_as_exponent",
     "max_across",
     "maximum",
-    "misalignment",
     "narrowed",
     "prefetch",
     "prefetch_to_write",
@@ -72,8 +68,6 @@ __all__ = [
     "stack_array",
     "store",
     "store_part",
-    "stream",
-    "stream_fence",
     "sum_across",
     "sum_of_pairs",
     "widened",

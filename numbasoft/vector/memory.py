@@ -263,26 +263,6 @@ def store(typingctx, array, offset, v):
 
 
 @intrinsic
-def stream(typingctx, array, offset, v):
-    """Write a full vector past the caches; the address must be a multiple of 32 bytes.
-
-    An ordinary store first reads the line it overwrites; for an output that does not
-    fit in the caches that is a third of the traffic.
-    """
-    if not is_loadable(array) or v != vector_of(array):
-        return None
-
-    def lower(context, builder, sig, args):
-        pointer, _ = address(context, builder, array, args[0], args[1])
-        stored = narrow_to_stored(builder, args[2], array)
-        instruction = builder.store(stored, builder.bitcast(pointer, stored.type.as_pointer()), align=32)
-        hint = builder.module.add_metadata([ir.Constant(I32, 1)])
-        instruction.set_metadata("nontemporal", hint)
-
-    return types.void(array, types.intp, v), lower
-
-
-@intrinsic
 def prefetch(typingctx, array, offset):
     """Ask for the cache line of an element to be read soon; outside the array it does no harm."""
     return prefetching(array, 0)
@@ -310,16 +290,6 @@ def prefetching(array, to_write):
 
 
 @intrinsic
-def stream_fence(typingctx):
-    """Make streamed stores visible before any later store."""
-
-    def lower(context, builder, sig, args):
-        builder.fence("seq_cst")
-
-    return types.void(), lower
-
-
-@intrinsic
 def store_part(typingctx, array, offset, count, v):
     """Write the lanes below ``count`` and nothing else; no array: nothing."""
     if array != types.none and (not is_loadable(array) or v != vector_of(array)):
@@ -339,19 +309,6 @@ def store_part(typingctx, array, offset, count, v):
             copy_small(builder, pointer, source, args[2], v.lanes)
 
     return types.void(array, types.intp, types.intp, v), lower
-
-
-@intrinsic
-def misalignment(typingctx, array, offset):
-    """How many bytes an element lies past the last multiple of 32 bytes."""
-    if not is_loadable(array):
-        return None
-
-    def lower(context, builder, sig, args):
-        pointer, _ = address(context, builder, array, args[0], args[1])
-        return builder.and_(builder.ptrtoint(pointer, I64), ir.Constant(I64, 31))
-
-    return types.intp(array, types.intp), lower
 
 
 @intrinsic

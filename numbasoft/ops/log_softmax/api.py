@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary, split
 from ...arrays import Array, Axis
-from ...launch import STREAM, computing_dtype, is_wide, launch, row_maxima, segments_of, split_rows
+from ...launch import computing_dtype, is_wide, launch, row_maxima, segments_of, split_rows
 from . import cpu
 
 
@@ -92,7 +92,7 @@ def forward(x, mask, y, factors):
     if split_rows(*x.shape):
         split_forward(x, mask, y, factors)
         return
-    inputs = x, mask, *factors, y.nbytes > STREAM
+    inputs = x, mask, *factors
     launch(cpu.forward, cpu.forward_parallel, (x.dtype, mask is None), inputs, (y,), x.shape[0], x.size)
 
 

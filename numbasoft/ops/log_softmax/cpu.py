@@ -48,7 +48,6 @@ def forward_rows(
     inverse_low,
     start,  # IN   the rows to do: start <= i < stop
     stop,
-    streaming,  # IN   whether to write y past the caches
     y,  # OUT  (rows, n)
 ):
     n = x.shape[1]
@@ -83,21 +82,21 @@ def forward_rows(
                 row_filled(y, y_at, n, -np.inf)
             else:
                 at, mask_at, log = row_at(x, i + r), row_at(mask, i + r), (first[r], second[r])
-                row_logarithms(x, at, mask, mask_at, n, m[r], inverse, log, y, y_at, streaming)
+                row_logarithms(x, at, mask, mask_at, n, m[r], inverse, log, y, y_at)
         i += count
 
 
 @kernel
-def forward(x, mask, high, low, inverse_high, inverse_low, streaming, y):
-    forward_rows(x, mask, high, low, inverse_high, inverse_low, 0, x.shape[0], streaming, y)
+def forward(x, mask, high, low, inverse_high, inverse_low, y):
+    forward_rows(x, mask, high, low, inverse_high, inverse_low, 0, x.shape[0], y)
 
 
 @parallel_kernel
-def forward_parallel(x, mask, high, low, inverse_high, inverse_low, streaming, y, blocks):
+def forward_parallel(x, mask, high, low, inverse_high, inverse_low, y, blocks):
     rows = x.shape[0]
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
-        forward_rows(x, mask, high, low, inverse_high, inverse_low, start, stop, streaming, y)
+        forward_rows(x, mask, high, low, inverse_high, inverse_low, start, stop, y)
 
 
 @inline
@@ -122,7 +121,7 @@ def subtract_segment(
         row_filled(y, y_at, count, -np.inf)
     else:
         inverse = (inverse_high, inverse_low)
-        row_logarithms(x, at, mask, mask_at, count, m[i], inverse, (one[0], two[0]), y, y_at, False)
+        row_logarithms(x, at, mask, mask_at, count, m[i], inverse, (one[0], two[0]), y, y_at)
 
 
 @kernel

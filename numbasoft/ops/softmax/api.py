@@ -7,7 +7,6 @@ from ... import arrays, checks, elementary, jit, split
 from ...arrays import Array, Axis
 from ...launch import (
     LONGEST_WORK,
-    STREAM,
     computing_dtype,
     is_wide,
     launch,
@@ -109,7 +108,7 @@ def forward(x, mask, y, high, low):
         split_forward(x, mask, y, high, low)
         return
     work = workspace(min(rows, jit.threads()), n) if narrow else None
-    inputs = x, mask, work, high, low, narrow and y.nbytes > STREAM
+    inputs = x, mask, work, high, low
     launch(cpu.forward, cpu.forward_parallel, (x.dtype, mask is None), inputs, (y,), rows, x.size)
 
 

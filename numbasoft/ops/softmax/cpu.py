@@ -36,7 +36,6 @@ def forward_rows(
     start,  # IN   the rows to do: start <= i < stop
     stop,
     block,  # IN   the row of work to use
-    streaming,  # IN   whether to write y past the caches
     y,  # OUT  (rows, n)
 ):
     n = x.shape[1]
@@ -70,21 +69,21 @@ def forward_rows(
             if m[r] == -np.inf and not any_kept(x, mask, row_at(mask, i + r), n):
                 row_filled(y, row_at(y, i + r), n, 0.0)
             else:
-                row_scaled(e, e_at, n, (first[r], second[r]), y, row_at(y, i + r), streaming)
+                row_scaled(e, e_at, n, (first[r], second[r]), y, row_at(y, i + r))
         i += count
 
 
 @kernel
-def forward(x, mask, work, high, low, streaming, y):
-    forward_rows(x, mask, work, high, low, 0, x.shape[0], 0, streaming, y)
+def forward(x, mask, work, high, low, y):
+    forward_rows(x, mask, work, high, low, 0, x.shape[0], 0, y)
 
 
 @parallel_kernel
-def forward_parallel(x, mask, work, high, low, streaming, y, blocks):
+def forward_parallel(x, mask, work, high, low, y, blocks):
     rows = x.shape[0]
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
-        forward_rows(x, mask, work, high, low, start, stop, b, streaming, y)
+        forward_rows(x, mask, work, high, low, start, stop, b, y)
 
 
 @inline
@@ -113,7 +112,7 @@ def divide_segment(
         shift = row_shift(x, m[i], high, low)
         row_quotients(x, at, mask, mask_at, count, shift, high, low, (one[0], two[0]), y, y_at)
     else:
-        row_scaled(y, y_at, count, (one[0], two[0]), y, y_at, False)
+        row_scaled(y, y_at, count, (one[0], two[0]), y, y_at)
 
 
 @kernel
