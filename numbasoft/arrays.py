@@ -28,26 +28,24 @@ FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def is_plain(x, axis, temperature, where, out):
-    """Whether a call needs none of the general path: the common case, in under half a microsecond."""
-    if (
-        type(x) is not np.ndarray
-        or x.ndim != 2
-        or where is not None
-        or type(axis) is not int
-        or axis != -1
-        or type(temperature) is not float
-        or temperature != 1.0
-    ):
+    """Whether a call needs none of the general path: the common case, told in half a microsecond."""
+    if type(x) is not np.ndarray or where is not None or x.ndim != 2:
+        return False
+    if type(axis) is not int or axis != -1 or type(temperature) is not float or temperature != 1.0:
         return False
     dtype = x.dtype
-    if (dtype is not FLOAT32 and dtype is not FLOAT64) or not x.flags.carray or x.size == 0:
+    if (dtype is not FLOAT32 and dtype is not FLOAT64) or not x.flags.carray or not x.size:
         return False
-    return out is None or (
-        type(out) is np.ndarray
-        and out.dtype is dtype
-        and out.shape == x.shape
-        and out.flags.carray
-        and (out is x or not np.may_share_memory(out, x))
+    return (
+        out is None
+        or out is x
+        or (
+            type(out) is np.ndarray
+            and out.dtype is dtype
+            and out.shape == x.shape
+            and out.flags.carray
+            and not np.may_share_memory(out, x)
+        )
     )
 
 

@@ -6,7 +6,9 @@ from numpy.typing import ArrayLike
 from ... import arrays, checks, elementary, jit, split
 from ...arrays import Array, Axis
 from ...launch import (
+    CODE,
     LONGEST_WORK,
+    PARALLEL,
     computing_dtype,
     is_wide,
     launch,
@@ -16,6 +18,9 @@ from ...launch import (
     workspace,
 )
 from . import cpu
+
+# log2(e) / T at T = 1, for calls too small to look it up
+UNIT = {dtype: elementary.scale(1.0, is_wide(dtype)) for dtype in (arrays.FLOAT32, arrays.FLOAT64)}
 
 
 def softmax(
@@ -80,7 +85,12 @@ def softmax(
     """
     if arrays.is_plain(x, axis, temperature, where, out):
         y = np.empty_like(x) if out is None else out
-        forward(x, None, y, *elementary.scale(1.0, is_wide(x.dtype)))
+        high, low = UNIT[x.dtype]
+        small = CODE.get((cpu.forward, (x.dtype, True))) if x.size < PARALLEL else None
+        if small is None:
+            forward(x, None, y, high, low)
+        else:
+            small(x, None, None, high, low, y)
         return y
     x = checks.array(x, "x")
     dtype = checks.result_dtype(x.dtype, "x")
