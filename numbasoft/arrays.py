@@ -19,7 +19,7 @@ Array: TypeAlias = NDArray[Any]
 Axis: TypeAlias = int | tuple[int, ...] | None
 
 # Elements of a block: with input and output it stays in a second cache of 1 MiB.
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 # Elements that one kernel call does at most, so that Ctrl-C is seen in between.
 CALL = 1 << 26
 
@@ -64,9 +64,8 @@ def as_rows(array, axes):
     moved = array if axes == trailing(array.ndim, len(axes)) else last(array, axes)
     rows = array.size // n if n else math.prod(s for i, s in enumerate(array.shape) if i not in axes)
     try:
-        view = moved.view()
-        view.shape = (rows, n)
-    except AttributeError:
+        view = moved.reshape((rows, n), copy=False)
+    except ValueError:
         return None
     if n > 1 and view.strides[1] != view.itemsize:
         return None
@@ -121,7 +120,9 @@ def stage(run, full, reduced, axes, dtype):
         None if a is None else np.dtype(np.uint8) if a.dtype == np.uint8 and i != 0 else dtype
         for i, a in enumerate(moved)
     ]
-    buffers = [None if k is None else np.empty((most, n), k) for k in kinds]
+    buffers = [None if k is None else buffer(most, n, k) for k in kinds]
+    if output is not None:
+        buffers[-1] = next(b for b in buffers[:-1] if b is not None)  # in place
     done = 0
     for index in blocks(outer, most):
         part = [None if a is None else a[(*index, ...)] for a in moved]
@@ -134,6 +135,11 @@ def stage(run, full, reduced, axes, dtype):
         if output is not None:
             transpose.copy(part[-1], work[-1].reshape(part[-1].shape))
         done += rows
+
+
+def buffer(rows, n, dtype):
+    """A buffer of rows whose distance is no power of two: such rows would share a few cache lines."""
+    return np.empty((rows, n + 32), dtype)[:, :n] if n >= 256 else np.empty((rows, n), dtype)
 
 
 def part_shape(outer, index):

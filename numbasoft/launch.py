@@ -21,6 +21,8 @@ KINDS = {
     np.dtype(np.int16): types.int16,  # float16
     np.dtype(np.uint16): types.uint16,  # bfloat16
     np.dtype(np.uint8): types.uint8,  # masks
+    np.dtype(np.uint32): types.uint32,  # bits to be copied
+    np.dtype(np.uint64): types.uint64,
 }
 
 

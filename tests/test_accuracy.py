@@ -206,6 +206,8 @@ def gradients(kind, rng, shape, dtype):
         g = g * 2.0 ** rng.uniform(-12, 12, shape)
     elif kind == "large":  # as large as may be if no plain sum of them is to overflow
         g = g * 2.0 ** (oracle.FORMATS[dtype].emax - 13)
+    elif kind == "small":  # normal numbers, which any scaling down on the way would make subnormal
+        g = g * 2.0 ** (oracle.FORMATS[dtype].emin + oracle.FORMATS[dtype].bits)
     return g.astype(dtype)
 
 
@@ -230,7 +232,7 @@ def compare_backward(name, arguments, axis=-1, temperature=1.0):
     check(got, expected, limit(name, got.dtype), f"{name}, temperature {temperature},")
 
 
-@pytest.mark.parametrize("kind", ["random", "constant", "one_hot", "magnitudes", "large"])
+@pytest.mark.parametrize("kind", ["random", "constant", "one_hot", "magnitudes", "large", "small"])
 @pytest.mark.parametrize("family", ["random", "wide", "offset", "confident", "tied", "underflow", "ramp"])
 @by_dtype
 @by_backward

@@ -23,6 +23,9 @@ ENVIRONMENT = os.environ | {
 DTYPES = [name for name, reason in accuracy.available().items() if reason is None]
 
 
+needs_posix = pytest.mark.skipif(os.name == "nt", reason="sends the signals of POSIX systems")
+
+
 def python(*arguments, **options):
     """Run this Python on numbasoft in a process of its own."""
     return subprocess.run(
@@ -254,6 +257,7 @@ def test_a_library_that_fails_is_a_sentence_not_the_end():
         list(workers.ask(broken))
 
 
+@needs_posix
 def test_interrupted_report_leaves_no_process(tmp_path):
     started = subprocess.Popen(
         [sys.executable, "-m", "numbasoft"], env=ENVIRONMENT, stderr=subprocess.PIPE, preexec_fn=_hear_ctrl_c
@@ -442,6 +446,7 @@ def zeros(path, shape):
     return path
 
 
+@needs_posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_no_file(tmp_path, number):
     """Hundreds of passes, one for every two columns, would take minutes."""

@@ -232,6 +232,13 @@ def finite(rng, shape, dtype):
     return np.asarray(rng.standard_normal(shape)).astype(dtype)
 
 
+def sum_of(x, shape, axis, options):
+    """The logsumexp of x: of another number the backward pass need not be right."""
+    with np.errstate(all="ignore"):
+        expected = oracle.logsumexp(x, axis, temperature=options.get("temperature", 1.0)).floats()
+        return np.asarray(expected.astype(oracle.result_dtype(x.dtype))).reshape(shape)
+
+
 def some_call(seed, index):
     """A function's name, its arguments and options, and whether the call is good, bad or open."""
     rng = np.random.default_rng([seed, index])
@@ -272,6 +279,8 @@ def some_call(seed, index):
                 given[-1] = given[-1][0], "bad"
     verdicts += [v for _, v in given]
     arguments = [a for a, _ in given]
+    if name == "logsumexp_backward" and set(verdicts) == {"good"}:
+        arguments[2] = sum_of(arguments[1], arguments[2].shape, axis, options)
     result = oracle.result_dtype(dtype)
     wanted = reduced_shape(shape, fair_axis, keepdims) if name == "logsumexp" else shape
     # in place only where the shapes cannot agree by chance alone, as they do of reduced axes of length 1

@@ -237,6 +237,14 @@ def test_numba_without_what_we_use_of_it_still_compiles(package):
     assert package.files() == []
 
 
+def test_numba_that_numbers_functions_in_another_way_keeps_no_parallel_kernels(package):
+    code = (
+        "from numbasoft import jit; jit.number_functions_by = lambda key: jit.FunctionIdentity._unique_ids; "
+    )
+    assert package.run(code + BOTH) == {"results": [2, 2], "hits": [0, 0]}
+    assert [file.name.partition("-")[0] for file in package.files()] == ["serial"]
+
+
 def test_code_that_needs_more_of_numba_than_is_loaded_gets_it(package):
     blind = "from numbasoft import jit; found = jit.llvm.address_of_symbol; "
     blind += "jit.llvm.address_of_symbol = lambda name: {} and found(name); "
@@ -250,12 +258,22 @@ def test_code_that_needs_more_of_numba_than_is_loaded_gets_it(package):
 def test_nowhere_to_write_is_no_error(package):
     (package.source / "__pycache__").write_text("a file where a directory is wanted")
     blocked = str(package.source / "__pycache__")
-    nowhere = {"HOME": blocked, "TMPDIR": blocked}
-    assert package.run(BOTH, **nowhere) == {"results": [2, 2], "hits": [0, 0]}
+    untemporary = f"import tempfile; tempfile.tempdir = {blocked!r}; "  # or it finds /tmp
+    for _ in range(2):
+        assert package.run(untemporary + SERIAL, HOME=blocked) == {"results": [2], "hits": [0]}
     assert package.run(SERIAL, HOME=blocked)["hits"] == [0]
     assert package.run(SERIAL, HOME=blocked)["hits"] == [1]
     (place,) = package.temporary.glob("numbasoft-*")
     assert len(package.files(place)) == 1
+
+
+def test_no_temporary_directory_is_no_error(monkeypatch):
+    def missing():
+        raise FileNotFoundError
+
+    count = len(list(jit.directories()))
+    monkeypatch.setattr(jit.tempfile, "gettempdir", missing)
+    assert len(list(jit.directories())) == count - 1
 
 
 @POSIX

@@ -177,7 +177,7 @@ def test_with_and_without_out(name, dtype, n, rng):
 
 
 def test_outputs_past_the_cache_have_the_bits_of_small_ones(rng):
-    # stores that go round the cache are chosen by the size of the output
+    # what a kernel does may depend on the size of the output, the result may not
     x = rng.normal(0, 3, (6000, 2003)).astype(np.float32)
     for function in (numbasoft.softmax, numbasoft.log_softmax):
         large = function(x)

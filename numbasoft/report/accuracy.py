@@ -12,6 +12,7 @@ from .workloads import BACKWARD, DTYPES, FORWARD, FUNCTIONS, dtype_of
 
 VOCABULARY = 128_256
 TEMPERATURES = (1.0, 0.7)
+KINDS = {True: 7, False: 8}  # of rows, quick or not
 # In quick runs only.
 FEW_ROWS, FEW_COLUMNS = 4, 200
 
@@ -33,9 +34,9 @@ def families(dtype: np.dtype, *, quick: bool = False) -> Iterator[tuple[str, np.
     """Kinds of rows: a name and a 2-D array of logits each, seeded."""
     rng = np.random.default_rng(2024)
     # Decimal arithmetic takes 10 us an exponential.
-    decimals = dtype.itemsize > 4 or not oracle.LONGDOUBLE_IS_WIDE
+    decimals = oracle.in_decimals(dtype)
     rows, columns = (FEW_ROWS, FEW_COLUMNS) if quick else (8, 500) if decimals else (64, 1000)
-    largest = float(oracle_max(dtype))
+    largest = float(largest_finite(dtype))
 
     def normal(mean, spread, shape=(rows, columns)):
         return (mean + spread * rng.standard_normal(shape)).astype(dtype)
@@ -53,7 +54,7 @@ def families(dtype: np.dtype, *, quick: bool = False) -> Iterator[tuple[str, np.
         yield f"{VOCABULARY} wide", normal(0, 2, (1 if decimals else 2, VOCABULARY))
 
 
-def oracle_max(dtype: np.dtype) -> float:
+def largest_finite(dtype: np.dtype) -> float:
     digits, lowest = oracle.format_of(dtype)
     return float(np.ldexp(2.0 - 2.0 ** (1 - digits), 1 - lowest))
 
@@ -73,10 +74,9 @@ def measure(
     dtype = dtype_of(dtype_name)
     for family, x in families(dtype, quick=quick):
         worst = dict.fromkeys(functions, 0.0)
-        # One temperature for the vocabulary in float64: 128,256 Decimals take seconds.
-        for temperature in temperatures[
-            : 1 if dtype_name == "float64" and x.shape[1] == VOCABULARY else None
-        ]:
+        # One temperature for a vocabulary of Decimals, which takes seconds.
+        once = oracle.in_decimals(dtype) and x.shape[1] == VOCABULARY
+        for temperature in temperatures[: 1 if once else None]:
             exact = oracle.Forward(oracle.wide(x, dtype), temperature)
             grad = np.random.default_rng(7).standard_normal(x.shape).astype(dtype)
             stored: dict[str, np.ndarray] = {}

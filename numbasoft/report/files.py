@@ -55,7 +55,7 @@ def convert(
     reduces = probe.ndim < x.ndim
     kept = [a for a in range(x.ndim) if not (reduces and a in reduced)]
     shape = tuple(x.shape[a] for a in kept)
-    in_order = "F" if x.flags.f_contiguous and not x.flags.c_contiguous else "C"
+    fortran = x.flags.f_contiguous and not x.flags.c_contiguous
 
     part = final.with_name(f".{final.name}.{secrets.token_hex(6)}.part")
     try:
@@ -65,7 +65,7 @@ def convert(
                 np.save(file, _storable(result))
         else:
             y = np.lib.format.open_memmap(
-                part, "w+", _storable(probe).dtype, shape, fortran_order=in_order == "F"
+                part, "w+", _storable(probe).dtype, shape, fortran_order=fortran
             ).view(probe.dtype)
             _reserve(part)
             with Progress(x.nbytes, Path(source).name) as progress:

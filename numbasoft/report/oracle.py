@@ -28,9 +28,13 @@ def in_high_precision(function):
     return wrapper
 
 
+def in_decimals(dtype: np.dtype) -> bool:
+    return dtype.itemsize > 4 or not LONGDOUBLE_IS_WIDE
+
+
 def wide(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The array, exactly, in the arithmetic that results of `dtype` are judged by."""
-    if dtype.itemsize <= 4 and LONGDOUBLE_IS_WIDE:
+    if not in_decimals(dtype):
         return array.astype(np.longdouble)
     exact = np.empty(array.shape, object)
     exact[...] = np.reshape([decimal.Decimal(v) for v in array.astype("f8").ravel().tolist()], array.shape)

@@ -87,8 +87,9 @@ def report(*, threads: int | None, quick: bool) -> dict:
     dtypes = [dtype for dtype, reason in accuracy.available().items() if reason is None]
     others = [] if quick else [r.name for r in present if r.name in ACCURACY_RIVALS]
     jobs = [("numbasoft", dtype) for dtype in reversed(dtypes)] + [(name, "float32") for name in others]
-    kinds = 7 if quick else 8
-    units = kinds * (len(dtypes) * len(workloads.FUNCTIONS) + len(others) * len(workloads.FORWARD))
+    units = accuracy.KINDS[quick] * (
+        len(dtypes) * len(workloads.FUNCTIONS) + len(others) * len(workloads.FORWARD)
+    )
     steps = units + SPEED_STEP * rounds * len(entrants) * len(works)
     with Progress(steps, "starting") as progress, Workers() as workers:
         result: dict = {
