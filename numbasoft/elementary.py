@@ -31,8 +31,9 @@ LOG2_E_REST_32 = float(LOG2_E - Fraction(LOG2_E_32))
 LOG2_E_REST_64 = float(LOG2_E - Fraction(LOG2_E_64))
 
 # Where |m| * log2(e) / T is larger than this the row's maximum is subtracted first. That is
-# exact: x - m is exact for x in [m / 2, m], and everything below m / 2 underflows to zero.
-FAR = 1024.0
+# exact: x - m is exact for x in [m / 2, m], and below m / 2, more than 2**11 powers of two
+# away, everything underflows to zero, in float64 too.
+FAR = 4096.0
 
 # The largest exponential of a row is 2**OFFSET (times CENTRE). One that must become a
 # subnormal probability is then still a normal number when it is divided by the sum, and
