@@ -14,7 +14,7 @@ from numba.extending import overload
 
 from .elementary import exponential, two_sum
 from .jit import INLINE, inline
-from .summation import dot_push, dot_start, exact_push, sum_finish, sum_push, sum_start
+from .summation import dot_push, dot_start, exact_push, sum_push, sum_start
 from .vector import (
     any_kept_of,
     below,
@@ -87,7 +87,7 @@ def segment_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahe
         v = exponential(load_kept_part(x, at + j, mask, mask_at + j, n - j), shift, high, low)
         store_part(e, e_at + j, n - j, v)
         total = sum_push(total, select(below(v, n - j), v, 0.0))
-    return sum_finish(total)
+    return sum_of_pairs(total[0], total[1])
 
 
 def without_c(shift):

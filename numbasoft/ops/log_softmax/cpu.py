@@ -157,7 +157,10 @@ def backward_rows(
     for i in range(start, stop):
         g_at, at, dx_at = row_at(g, i), row_at(log_y, i), row_at(dx, i)
         total = row_sum(g, g_at, log_y, at, n)
-        total = (total[0] / largest(g), total[1] / largest(g))
+        # a small sum is not divided, or it would underflow: the exponentials are
+        part = 1.0 / largest(g) if abs(total[0]) < 1.0 else 1.0
+        other_part = 1.0 / largest(g) / part
+        total = (total[0] * other_part, total[1] * other_part, part)
         j = 0
         while j + w <= n:
             v = load(log_y, at + j)
@@ -180,12 +183,12 @@ def gradient_by_type(g, v, total, shift, high, low, inverse):
 
 def gradient_32(g, v, total, shift, high, low, inverse):
     e = probability(v, shift, high, low)
-    dx = fma(widened(e), 0.0 - (total[0] + total[1]), widened(g))
+    dx = fma(widened(e), 0.0 - (total[0] + total[1]) * total[2], widened(g))
     return select(v == -np.inf, 0.0, narrowed(dx * inverse))
 
 
 def gradient_64(g, v, total, shift, high, low, inverse):
-    e = probability(v, shift, high, low)
+    e = probability(v, shift, high, low) * total[2]
     dx = fma(e, 0.0 - total[0], g) - e * total[1]
     return select(v == -np.inf, 0.0, dx * inverse)
 

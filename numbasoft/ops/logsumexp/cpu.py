@@ -129,7 +129,7 @@ def backward_rows(
         for k in range(5):
             store(parts, 16 * k, s[k])
         shift = (parts[0], parts[16], parts[32], parts[48], parts[64])
-        factor = np.float64(g[i]) * inverse_high / largest(x)
+        factor = two_factors(np.float64(g[i]), inverse_high, largest(x))
         j = 0
         while j + w <= n:
             store(dx, dx_at + j, gradient(load(x, at + j), factor, shift, high, low))
@@ -139,8 +139,16 @@ def backward_rows(
             store_part(dx, dx_at + j, n - j, gradient(v, factor, shift, high, low))
 
 
+@inline
+def two_factors(g, inverse, size):
+    """g / T / size as two factors, neither of which underflows for a small g."""
+    if abs(g) < 1.0:
+        return g, inverse / size
+    return g / size, inverse
+
+
 def gradient(v, factor, shift, high, low):
-    """factor * exp(v / T - lse) * largest, 0 where the exponential is 0."""
+    """The product of the factors and of exp(v / T - lse) * largest, 0 where the exponential is 0."""
 
 
 @overload(gradient, **INLINE)
@@ -150,12 +158,12 @@ def gradient_by_type(v, factor, shift, high, low):
 
 def gradient_32(v, factor, shift, high, low):
     e = bounded(v, shift, high, low)
-    return select(e == 0.0, 0.0, narrowed(widened(e) * factor))
+    return select(e == 0.0, 0.0, narrowed(widened(e) * (factor[0] * factor[1])))
 
 
 def gradient_64(v, factor, shift, high, low):
     e = bounded(v, shift, high, low)
-    return select(e == 0.0, 0.0, e * factor)
+    return select(e == 0.0, 0.0, e * factor[0] * factor[1])
 
 
 @inline
