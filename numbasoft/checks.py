@@ -65,12 +65,18 @@ def temperature(value):
     """The temperature as a float."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"temperature is an array of shape {value.shape}, but must be one number")
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating)):
         raise TypeError(f"temperature is {value!r}, but must be a positive finite number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if math.isnan(number) or not SMALLEST_TEMPERATURE <= number <= LARGEST_TEMPERATURE:
+        shown = value if len(repr(value)) < 60 else f"{number}, as a float"
         raise ValueError(
-            f"temperature is {value!r}, but must be a positive finite number "
+            f"temperature is {shown!r}, but must be a positive finite number "
             f"from {SMALLEST_TEMPERATURE} to {LARGEST_TEMPERATURE}"
         )
     return number
