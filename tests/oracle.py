@@ -194,6 +194,13 @@ def select(mask, v):
     return np.where(mask, v, np.longdouble(0))
 
 
+def scaled(v, power):
+    """v * 2**power."""
+    if isinstance(v, Twofold):
+        return Twofold(v.hi, v.lo, v.exp + power)
+    return np.ldexp(v, power)
+
+
 def is_zero(v):
     return v.hi == 0 if isinstance(v, Twofold) else v == 0
 
@@ -323,18 +330,20 @@ class Expected:
         assert got.shape == self.shape, f"shape {got.shape}, expected {self.shape}"
         wide = isinstance(self.value, Twofold)
         as_float = got.astype(np.float64)
-        finite = np.isfinite(as_float)
+        infinite = np.isinf(as_float)
         with np.errstate(all="ignore"):
-            difference = number(np.where(finite, as_float, 0.0), wide) - self.value
+            # an infinity stands for the first power of two that is too large
+            got_number = number(np.where(infinite, np.copysign(0.5, as_float), as_float), wide)
+            power = select(infinite, scaled(got_number, self.fmt.emax + 2))
+            difference = (select(~infinite, got_number) + power) - self.value
             error = in_units(difference, self.unit)
             if self.free is not None:
                 half = np.ldexp(0.5, np.clip(self.free - self.unit, -1000, 1000).astype(np.int32))
                 error = np.maximum(error - half, 0.0)
-        error = np.where(finite, error, np.inf)
-        own = unit_exponent(self.value, self.fmt)
-        overflows = own > self.fmt.emax + 1 - self.fmt.bits
+        overflows = unit_exponent(self.value, self.fmt) > self.fmt.emax + 1 - self.fmt.bits
         infinity = np.copysign(np.inf, self.value.hi if wide else self.value).astype(np.float64)
-        error = np.where(overflows, np.where(as_float == infinity, 0.0, np.inf), error)
+        error = np.where(np.isnan(as_float), np.inf, error)
+        error = np.where(overflows & (as_float == infinity), 0.0, error)
         same = (as_float == self.fixed) | (np.isnan(as_float) & np.isnan(self.fixed))
         return np.where(self.is_fixed, np.where(same, 0.0, np.inf), error)
 

@@ -74,7 +74,9 @@ def test_forward_on_vocabulary_sized_rows(name, dtype, rng):
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1 / 3, 0.7, 3.0, 10, 1e3])
-@pytest.mark.parametrize("family", ["random", "offset", "confident", "underflow", "ramp", "magnitudes"])
+@pytest.mark.parametrize(
+    "family", ["random", "offset", "confident", "underflow", "ramp", "huge", "magnitudes"]
+)
 @by_dtype
 @by_forward
 def test_temperature_is_applied_without_rounding_first(name, dtype, family, temperature, rng):
@@ -367,3 +369,26 @@ def test_an_ulp_at_a_power_of_two_is_that_of_the_rounded_result():
     expected = oracle.softmax(np.array([0, -19.6], np.float32))
     assert expected.unit[0] == -23
     assert oracle.logsumexp(np.array([-100.0, 0.0])).unit == -197  # exp(-100) = 1.66 * 2^-145, 53 bits
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exact", "got", "error"),
+    [
+        ("float16", 65519.999, np.inf, 0.5),  # rounded by way of float32 this is a tie, which goes up
+        ("float16", 65600.0, np.inf, 0),
+        ("float16", 1000.0, np.inf, (65536 - 1000) / 0.5),
+        ("float16", 65504.0, 65504.0, 0),
+        ("float64", 1.7976931348623157e308, np.inf, 1),
+        ("float64", 1.0, np.nan, np.inf),
+        ("float32", 1.0, -np.inf, np.inf),
+    ],
+)
+def test_the_measure_of_an_ulp_at_overflow(dtype, exact, got, error):
+    # the logsumexp of one element is that element over T
+    expected = oracle.logsumexp(
+        np.array([exact if dtype == "float64" else 1.0], dtype), temperature=1 / exact
+    )
+    if dtype == "float64":
+        expected = oracle.logsumexp(np.array([exact]))
+    measured = float(expected.errors(np.array(got, dtype)))
+    assert measured > 1e30 if error == np.inf else measured == pytest.approx(error, abs=1e-4)
