@@ -20,8 +20,8 @@ KINDS = {
     np.dtype(np.float64): types.float64,
     np.dtype(np.int16): types.int16,  # float16
     np.dtype(np.uint16): types.uint16,  # bfloat16
-    np.dtype(np.uint8): types.uint8,  # masks
-    np.dtype(np.uint32): types.uint32,  # bits to be copied
+    np.dtype(np.uint8): types.uint8,  # masks, and 8, 16, 32 and 64 bits to be copied
+    np.dtype(np.uint32): types.uint32,
     np.dtype(np.uint64): types.uint64,
 }
 

@@ -5,35 +5,50 @@ from numba import prange
 
 from .jit import inline, kernel, parallel_kernel
 from .launch import launch
+from .vector import block_side, row_at, transpose_block
 
-SQUARE = 16  # elements of one side: 16 rows of a square are 16 cache lines
+TILE = 64  # elements of one side: the lines of both arrays stay in the first cache until used whole
 BITS = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
 @inline
 def copy_rows(source, first, stop, to):
-    """Copy rows first <= i < stop square by square, so that every cache line is used whole."""
-    for i in range(first, stop, SQUARE):
-        last = min(i + SQUARE, stop)
-        for j in range(0, source.shape[1], SQUARE):
-            end = min(j + SQUARE, source.shape[1])
-            for c in range(j, end):
-                for r in range(i, last):
+    """Copy the rows first <= i < stop tile by tile, so that every cache line is used whole."""
+    side = block_side(source)
+    columns, step, to_step = source.T, row_at(source.T, 1), row_at(to, 1)
+    crossed = source.strides[0] == source.itemsize and to.strides[1] == to.itemsize
+    # Of the array whose lines lie further apart few are open at a time: at distances
+    # of a power of two they share one set of the first cache.
+    near, far = (TILE, 2 * side) if abs(step) > abs(to_step) else (side, TILE)
+    for i in range(first, stop, near):
+        end = min(i + near, stop)
+        for j in range(0, source.shape[1], far):
+            last = min(j + far, source.shape[1])
+            while crossed and j + 2 * side <= last:
+                p = i
+                while p + side <= end:
+                    transpose_block(columns, j * step + p, step, to, p * to_step + j, to_step)
+                    p += side
+                for r in range(p, end):
+                    for c in range(j, j + 2 * side):
+                        to[r, c] = source[r, c]
+                j += 2 * side
+            for c in range(j, last):
+                for r in range(i, end):
                     to[r, c] = source[r, c]
 
 
 @kernel
-def copy_square(source, to):
+def copy_tiles(source, to):
     copy_rows(source, 0, source.shape[0], to)
 
 
 @parallel_kernel
-def copy_square_parallel(source, to, blocks):
-    squares = (source.shape[0] + SQUARE - 1) // SQUARE
+def copy_tiles_parallel(source, to, blocks):
+    tiles = (source.shape[0] + TILE - 1) // TILE
     for b in prange(blocks):
-        first = b * squares // blocks * SQUARE
-        stop = min((b + 1) * squares // blocks * SQUARE, source.shape[0])
-        copy_rows(source, first, stop, to)
+        first, stop = b * tiles // blocks * TILE, (b + 1) * tiles // blocks * TILE
+        copy_rows(source, first, min(stop, source.shape[0]), to)
 
 
 def copy(to, source):
@@ -44,8 +59,10 @@ def copy(to, source):
     a, b = (as_matrix(source), as_matrix(to)) if source.dtype == to.dtype else (None, None)
     if a is None or b is None or a.shape != b.shape or 1 in a.shape:
         np.copyto(to, source, casting="unsafe")
-    else:
-        launch(copy_square, copy_square_parallel, a.dtype, (a,), (b,), -(-a.shape[0] // SQUARE), a.size)
+        return
+    if b.strides[0] == b.itemsize:
+        a, b = a.T, b.T
+    launch(copy_tiles, copy_tiles_parallel, a.dtype, (a,), (b,), -(-a.shape[0] // TILE), a.size)
 
 
 def as_matrix(block):

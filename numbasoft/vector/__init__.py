@@ -27,6 +27,7 @@ from .arithmetic import (
     sum_of_pairs,
     widened,
 )
+from .blocks import block_side, transpose_block
 from .memory import (
     any_kept_of,
     below,
@@ -47,6 +48,7 @@ from .memory import (
 __all__ = [
     "any_kept_of",
     "below",
+    "block_side",
     "filled",
     "fma",
     "folded",
@@ -70,5 +72,6 @@ __all__ = [
     "store_part",
     "sum_across",
     "sum_of_pairs",
+    "transpose_block",
     "widened",
 ]

@@ -18,11 +18,15 @@ from ...vector import (
     narrowed,
     row_at,
     select,
+    splat,
     stack_array,
     store,
     store_part,
     widened,
 )
+
+# Gradients larger than this may lift a probability below the smallest float to a normal number.
+LARGE = 2.0**30
 
 
 @inline
@@ -125,30 +129,41 @@ def backward_rows(
     parts = stack_array(x, 80)
     for i in range(start, stop):
         at, dx_at = row_at(x, i), row_at(dx, i)
-        s = shift_of_lse(filled(x, lse[i]), temperature, inverse_high, inverse_low, high)
+        # A probability too small for a float may matter beside a large g: then its root is squared.
+        is_root = abs(np.float64(g[i])) > LARGE
+        part = 0.5 if is_root else 1.0
+        s = shift_of_lse(
+            filled(x, lse[i] * part), temperature / part, inverse_high * part, inverse_low * part, high * part
+        )
         for k in range(5):
             store(parts, 16 * k, s[k])
         shift = (parts[0], parts[16], parts[32], parts[48], parts[64])
-        factor = two_factors(np.float64(g[i]), inverse_high, largest(x))
+        factor = factors(np.float64(g[i]), inverse_high, largest(x), is_root)
         j = 0
         while j + w <= n:
-            store(dx, dx_at + j, gradient(load(x, at + j), factor, shift, high, low))
+            v = load(x, at + j)
+            store(dx, dx_at + j, gradient(v, factor, shift, high * part, low * part))
             j += w
         if j < n:
             v = load_part(x, at + j, n - j, -np.inf)
-            store_part(dx, dx_at + j, n - j, gradient(v, factor, shift, high, low))
+            store_part(dx, dx_at + j, n - j, gradient(v, factor, shift, high * part, low * part))
 
 
 @inline
-def two_factors(g, inverse, size):
-    """g / T / size as two factors, neither of which underflows for a small g."""
+def factors(g, inverse, size, is_root):
+    """Four numbers a, b, c, d that make (a * e) * (b * e + c) * d = p * g / T, whatever underflows.
+
+    e is ``size`` times p or, where ``is_root``, times p's square root.
+    """
+    if is_root:
+        return 1.0 / size, g / size, 0.0, inverse
     if abs(g) < 1.0:
-        return g, inverse / size
-    return g / size, inverse
+        return 1.0, 0.0, g, inverse / size
+    return 1.0, 0.0, g / size, inverse
 
 
 def gradient(v, factor, shift, high, low):
-    """The product of the factors and of exp(v / T - lse) * largest, 0 where the exponential is 0."""
+    """The product that ``factors`` describes, 0 where the exponential is 0."""
 
 
 @overload(gradient, **INLINE)
@@ -158,12 +173,17 @@ def gradient_by_type(v, factor, shift, high, low):
 
 def gradient_32(v, factor, shift, high, low):
     e = bounded(v, shift, high, low)
-    return select(e == 0.0, 0.0, narrowed(widened(e) * (factor[0] * factor[1])))
+    return select(e == 0.0, 0.0, narrowed(product(widened(e), factor)))
 
 
 def gradient_64(v, factor, shift, high, low):
     e = bounded(v, shift, high, low)
-    return select(e == 0.0, 0.0, e * factor[0] * factor[1])
+    return select(e == 0.0, 0.0, product(e, factor))
+
+
+@inline
+def product(e, factor):
+    return (e * factor[0]) * fma(e, factor[1], splat(e, factor[2])) * factor[3]
 
 
 @inline

@@ -23,7 +23,18 @@ from ...tiles import (
     rows_in_tile,
     shifts,
 )
-from ...vector import lanes, load, load_part, row_at, select, stack_array, store, store_part
+from ...vector import (
+    lanes,
+    load,
+    load_part,
+    maximum,
+    row_at,
+    select,
+    splat,
+    stack_array,
+    store,
+    store_part,
+)
 
 
 @inline
@@ -138,20 +149,25 @@ def backward_rows(
     dx,  # OUT  (rows, n) y * (g - sum g y) / T
 ):
     n = y.shape[1]
-    w = lanes(y)
     for i in range(start, stop):
         g_at, at, dx_at = row_at(g, i), row_at(y, i), row_at(dx, i)
-        dot = row_dot(g, g_at, y, at, n)
-        mean = two_parts(dot, y)
-        j = 0
-        while j + w <= n:
-            v = load(y, at + j)
-            store(dx, dx_at + j, gradient(load(g, g_at + j), v, mean, inverse))
-            j += w
-        if j < n:
-            v = load_part(y, at + j, n - j, 0.0)
-            a = load_part(g, g_at + j, n - j, 0.0)
-            store_part(dx, dx_at + j, n - j, gradient(a, v, mean, inverse))
+        mean = two_parts(row_dot(g, g_at, y, at, n), y)
+        if inverse == 1.0:
+            row_gradients(g, g_at, y, at, n, mean, None, dx, dx_at)
+        else:
+            row_gradients(g, g_at, y, at, n, mean, inverse, dx, dx_at)
+
+
+@inline
+def row_gradients(g, g_at, y, at, n, mean, inverse, dx, dx_at):
+    w = lanes(y)
+    j = 0
+    while j + w <= n:
+        store(dx, dx_at + j, gradient(load(g, g_at + j), load(y, at + j), mean, inverse))
+        j += w
+    if j < n:
+        a, v = load_part(g, g_at + j, n - j, 0.0), load_part(y, at + j, n - j, 0.0)
+        store_part(dx, dx_at + j, n - j, gradient(a, v, mean, inverse))
 
 
 def two_parts(dot, y):
@@ -171,10 +187,24 @@ def two_parts_by_type(dot, y):
     return narrow
 
 
-@inline
 def gradient(g, y, mean, inverse):
-    """y * (g - mean) / T, 0 where the probability is exactly 0."""
-    return select(y == 0.0, 0.0, y * ((g - mean[0]) - mean[1]) * inverse)
+    """y * (g - mean) / T, 0 where the probability is exactly 0; ``inverse`` is 1 / T, None for 1."""
+
+
+@overload(gradient, **INLINE)
+def gradient_by_type(g, y, mean, inverse):
+    if inverse == types.none:
+        return lambda g, y, mean, inverse: select(y == 0.0, 0.0, y * ((g - mean[0]) - mean[1]))
+    large = 2.0**60 if y.element == types.float64 else 2.0**24
+
+    def divided(g, y, mean, inverse):
+        # Of the two products the first must not overflow, nor be a subnormal that the second enlarges.
+        d = (g - mean[0]) - mean[1]
+        is_large = maximum(d, 0.0 - d) > large
+        product = y * select(is_large, d, d * inverse) * select(is_large, splat(d, inverse), 1.0)
+        return select(y == 0.0, 0.0, product)
+
+    return divided
 
 
 @kernel
