@@ -14,7 +14,7 @@ from numba.extending import overload
 
 from .elementary import exponential, two_sum
 from .jit import INLINE, inline
-from .summation import dot_push, dot_start, exact_push, sum_push, sum_start
+from .summation import dot_push, dot_start, exact_push, sum_end, sum_joined, sum_push, sum_start
 from .vector import (
     any_kept_of,
     below,
@@ -33,7 +33,6 @@ from .vector import (
     store,
     store_part,
     sum_across,
-    sum_of_pairs,
 )
 
 # A long row is summed in at most 64 segments, each a multiple of SEGMENT elements, whose sums
@@ -87,7 +86,7 @@ def segment_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahe
         v = exponential(load_kept_part(x, at + j, mask, mask_at + j, n - j), shift, high, low)
         store_part(e, e_at + j, n - j, v)
         total = sum_push(total, select(below(v, n - j), v, 0.0))
-    return sum_of_pairs(total[0], total[1])
+    return sum_end(total)
 
 
 def without_c(shift):
@@ -116,8 +115,7 @@ def row_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead):
             s = segment_exponentials(
                 x, at + j, mask, mask_at + j, count, e, e_at + j, shift, high, low, ahead
             )
-        total, rounding = two_sum(total, s[0])
-        lost += rounding + s[1]
+        total, lost = sum_joined(x, total, lost, s)
         j += count
     return total, lost
 
@@ -145,7 +143,7 @@ def segment_others(x, at, mask, mask_at, n, m, shift, high, low):
         e = select(is_max, 0.0, exponential(v, shift, high, low))
         total = exact_push(total, select(inside, e, 0.0))
         maxima = maxima + select(inside, select(is_max, 1.0, filled(x, 0.0)), 0.0)
-    s = sum_of_pairs(total[0], total[1])
+    s = sum_end(total)
     return s[0], s[1], np.float64(sum_across(maxima))
 
 
@@ -163,8 +161,7 @@ def row_others(x, at, mask, mask_at, n, m, shift, high, low):
             s = segment_others(x, at + j, mask, mask_at + j, count, m, without_c(shift), high, low)
         else:
             s = segment_others(x, at + j, mask, mask_at + j, count, m, shift, high, low)
-        total, rounding = two_sum(total, s[0])
-        lost += rounding + s[1]
+        total, lost = sum_joined(x, total, lost, s)
         maxima += s[2]
         j += count
     return total, lost, maxima
@@ -258,7 +255,7 @@ def row_dot(a, a_at, b, b_at, n):
     if j < n:
         v = load_part(b, b_at + j, n - j, 0.0)
         total = dot_push(total, select(v == 0.0, 0.0, load_part(a, a_at + j, n - j, 0.0)), v)
-    return sum_of_pairs(total[0], total[1])
+    return sum_end(total)
 
 
 @inline
@@ -275,7 +272,7 @@ def row_sum(a, a_at, b, b_at, n):
     if j < n:
         v = load_part(b, b_at + j, n - j, -np.inf)
         total = dot_push(total, select(v == -np.inf, 0.0, load_part(a, a_at + j, n - j, 0.0)), one)
-    return sum_of_pairs(total[0], total[1])
+    return sum_end(total)
 
 
 @inline

@@ -7,7 +7,7 @@ for all segments of all rows, numbered row by row; work on a row waits for the s
 
 from numba import prange
 
-from .elementary import shift_of, two_sum
+from .elementary import shift_of
 from .jit import inline, kernel, parallel_kernel
 from .passes import (
     row_maximum,
@@ -16,6 +16,7 @@ from .passes import (
     segment_others,
     without_c,
 )
+from .summation import sum_joined
 from .vector import filled, row_at, stack_array, store
 
 
@@ -44,14 +45,13 @@ def row_shift(x, m, high, low):
 
 
 @inline
-def row_total(sums, first, n):
+def row_total(x, sums, first, n):
     """The sums of a row's segments combined in order, as ``passes.row_exponentials`` does."""
     total = 0.0
     lost = 0.0
     maxima = 0.0
     for unit in range(first, first + segment_count(n)):
-        total, rounding = two_sum(total, sums[unit, 0])
-        lost += rounding + sums[unit, 1]
+        total, lost = sum_joined(x, total, lost, (sums[unit, 0], sums[unit, 1]))
         maxima += sums[unit, 2]
     return total, lost, maxima
 

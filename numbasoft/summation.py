@@ -1,7 +1,7 @@
 """Sums over a row that lose nothing as rows grow, in an order fixed by the row's length.
 
-A running sum is a pair of vectors: the sum, in float64, and what all its additions lost. At the end
-the lanes are combined half with half.
+A running sum is a pair: a float64 vector and what all its additions lost, which is None where
+that does not matter, in float32 and below. At the end the lanes are combined half with half.
 
 Source of the compensated form: T. Ogita, S. M. Rump, S. Oishi, "Accurate sum and dot
 product", SIAM J. Sci. Comput. 26 (2005) 1955-1988.
@@ -12,18 +12,45 @@ from numba.extending import overload
 
 from .elementary import two_sum
 from .jit import INLINE
-from .vector import fma, folded, splat, widened
+from .vector import fma, folded, splat, sum_across, sum_of_pairs, widened
 
 
 def sum_start(like):
-    """An empty sum of vectors of exponentials, for ``sum_push``; sum it up with ``sum_of_pairs``."""
+    """An empty sum of vectors of exponentials, for ``sum_push``; sum it up with ``sum_end``."""
 
 
 @overload(sum_start, **INLINE)
 def sum_start_by_type(like):
     if like.element == types.float64:
         return lambda like: (splat(like, 0.0), splat(like, 0.0))
-    return lambda like: (splat(widened(folded(like)), 0.0), splat(widened(folded(like)), 0.0))
+    return lambda like: (splat(widened(folded(like)), 0.0), None)
+
+
+def sum_end(total):
+    """A sum of vectors as two numbers: the sum of all lanes and what is lost by rounding it."""
+
+
+@overload(sum_end, **INLINE)
+def sum_end_by_type(total):
+    if total[1] == types.none:
+        return lambda total: (sum_across(total[0]), 0.0)
+    return lambda total: sum_of_pairs(total[0], total[1])
+
+
+def sum_joined(like, total, lost, part):
+    """The sum of a row's segments so far, in two parts, and of the next, as ``sum_end`` gave it."""
+
+
+@overload(sum_joined, **INLINE)
+def sum_joined_by_type(like, total, lost, part):
+    if like.dtype == types.float64:
+        return joined_64
+    return lambda like, total, lost, part: (total + part[0], lost)
+
+
+def joined_64(like, total, lost, part):
+    total, rounding = two_sum(total, part[0])
+    return total, lost + (rounding + part[1])
 
 
 def sum_push(total, v):
@@ -44,7 +71,7 @@ def sum_push_32(total, v):
 
 
 def dot_start(like):
-    """An empty sum for ``dot_push`` and ``exact_push``; sum it up with ``sum_of_pairs``."""
+    """An empty sum for ``dot_push`` and ``exact_push``; sum it up with ``sum_end``."""
 
 
 @overload(dot_start, **INLINE)
@@ -53,8 +80,7 @@ def dot_start_by_type(like):
 
 
 def dot_start_32(like):
-    zero = splat(widened(like), 0.0)
-    return zero, zero
+    return splat(widened(like), 0.0), None
 
 
 def dot_start_64(like):

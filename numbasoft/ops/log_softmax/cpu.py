@@ -113,7 +113,7 @@ def subtract_segment(
     n = x.shape[1]
     i, first, count = place(unit, n)
     logarithm, one, two = stack_array(np.float64, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
-    s = row_total(sums, unit - unit % segment_count(n), n)
+    s = row_total(x, sums, unit - unit % segment_count(n), n)
     logarithm[0] = log_of_sum(s[0], s[1], s[2], x) if m[i] < np.inf else np.nan
     in_two_parts(logarithm, 1, one, two)
     at, mask_at, y_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(y, i) + first

@@ -91,7 +91,7 @@ def combine(x, m, sums, inverse_high, inverse_low, lse):
     n = x.shape[1]
     logarithm, maximum = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     for i in range(x.shape[0]):
-        s = row_total(sums, i * segment_count(n), n)
+        s = row_total(x, sums, i * segment_count(n), n)
         maximum[0], logarithm[0] = m[i], log_of_sum(s[0], s[1], s[2], x)
         sums_of(maximum, logarithm, 1, inverse_high, inverse_low)
         lse[i] = logarithm[0]

@@ -113,7 +113,7 @@ def divide_segment(
     i, first, count = place(unit, n)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     one, two = stack_array(x, ROWS), stack_array(x, ROWS)
-    s = row_total(sums, unit - unit % segment_count(n), n)
+    s = row_total(x, sums, unit - unit % segment_count(n), n)
     total[0], lost[0] = s[0], s[1]
     reciprocals(total, lost, 1, one, two)
     at, mask_at, y_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(y, i) + first
