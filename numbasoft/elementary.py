@@ -22,7 +22,7 @@ from numba import types
 from numba.extending import overload
 
 from .jit import INLINE, inline
-from .vector import fma, low_bits_as_exponent, maximum, scaled_entry, select, splat
+from .vector import fma, low_bits_as_exponent, maximum, operand, scaled_entry, select, splat
 
 LOG2_E = Fraction("1.4426950408889634073599246810018921374266459541529859341354494069")
 
@@ -79,7 +79,26 @@ def in_two(value, wide):
     return high, rounded(value - Fraction(high))
 
 
-def exponential(x, shift, high, low):
+def coefficients(like):
+    """What ``exponential`` takes for vectors like this one, made once before a loop."""
+
+
+@overload(coefficients, **INLINE)
+def coefficients_by_type(like):
+    if like.element == types.float64:
+        return coefficients_64
+    return lambda like: (operand(like, C1), operand(like, C2), operand(like, C3), operand(like, C4))
+
+
+def coefficients_64(like):
+    return (
+        operand(like, D1), operand(like, D2), operand(like, D3), operand(like, D4),
+        operand(like, D5), operand(like, D6), operand(like, D7), operand(like, D8),
+        operand(like, D9), operand(like, D10), operand(like, D11),
+    )  # fmt: skip
+
+
+def exponential(x, shift, high, low, c):
     """exp((x - m) / T) of a vector, times the power of two that its row's shift leaves in.
 
     ``shift`` is what ``shift_of`` gave for the row's maximum m, ``high`` and ``low`` are
@@ -89,37 +108,37 @@ def exponential(x, shift, high, low):
 
 
 @overload(exponential, **INLINE)
-def exponential_by_type(x, shift, high, low):
+def exponential_by_type(x, shift, high, low, c):
     return exponential_64 if x.element == types.float64 else exponential_32
 
 
-def exponential_32(x, shift, high, low):
-    c, magic, rest, lowest, _ = shift
-    d = maximum(lowest, x - c)
+def exponential_32(x, shift, high, low, c):
+    centre, magic, rest, lowest, _ = shift
+    d = maximum(lowest, x - centre)
     t = fma(d, high, magic)
     r = fma(d, high, magic - t) + fma(d, low, rest)
-    q = fma(r, C4, C3)
-    q = fma(q, r, C2)
-    q = fma(q, r, C1)
+    q = fma(r, c[3], c[2])
+    q = fma(q, r, c[1])
+    q = fma(q, r, c[0])
     power = scaled_entry(t, TABLE)
     return fma(q, power * r, power)
 
 
-def exponential_64(x, shift, high, low):
-    c, magic, rest, lowest, fraction = shift
-    d = maximum(lowest, x - c)
+def exponential_64(x, shift, high, low, c):
+    centre, magic, rest, lowest, fraction = shift
+    d = maximum(lowest, x - centre)
     t = fma(d, high, fraction) + magic
     r = fma(d, high, (magic - t) + fraction) + fma(d, low, rest)
-    q = fma(r, D11, D10)
-    q = fma(q, r, D9)
-    q = fma(q, r, D8)
-    q = fma(q, r, D7)
-    q = fma(q, r, D6)
-    q = fma(q, r, D5)
-    q = fma(q, r, D4)
-    q = fma(q, r, D3)
-    q = fma(q, r, D2)
-    q = fma(q, r, D1)
+    q = fma(r, c[10], c[9])
+    q = fma(q, r, c[8])
+    q = fma(q, r, c[7])
+    q = fma(q, r, c[6])
+    q = fma(q, r, c[5])
+    q = fma(q, r, c[4])
+    q = fma(q, r, c[3])
+    q = fma(q, r, c[2])
+    q = fma(q, r, c[1])
+    q = fma(q, r, c[0])
     return fma(q, r, 1.0) * low_bits_as_exponent(t)
 
 

@@ -66,7 +66,7 @@ def launch(serial, parallel, key, inputs, outputs, rows, size):
 
 def split_rows(rows, n):
     """Whether a row is to be shared by threads: too few rows for all threads, each of several segments."""
-    return n > SEGMENT and rows < 2 * jit.threads() and rows * n >= PARALLEL
+    return n > SEGMENT and rows * n >= PARALLEL and 1 < jit.threads() and rows < 2 * jit.threads()
 
 
 def segments_of(rows, n):

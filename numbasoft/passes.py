@@ -12,7 +12,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .elementary import exponential, two_sum
+from .elementary import coefficients, exponential, two_sum
 from .jit import INLINE, inline
 from .summation import dot_push, dot_start, exact_push, sum_end, sum_joined, sum_push, sum_start
 from .vector import (
@@ -65,8 +65,10 @@ def row_maximum(x, at, mask, mask_at, n):
     while j + w <= n:
         m0 = maximum(load_kept(x, at + j, mask, mask_at + j), m0)
         j += w
-    if j < n:
-        m1 = maximum(load_kept_part(x, at + j, mask, mask_at + j, n - j), m1)
+    if j < n and n >= w:
+        m1 = maximum(load_kept(x, at + n - w, mask, mask_at + n - w), m1)
+    elif j < n:
+        m1 = load_kept_part(x, at, mask, mask_at, n)
     return max_across(maximum(maximum(m0, m1), maximum(m2, m3)))
 
 
@@ -74,18 +76,25 @@ def row_maximum(x, at, mask, mask_at, n):
 def segment_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead):
     """Loops 2 and 3 over one segment: exp of every element, kept in e (or None), and their sum."""
     total = sum_start(filled(x, 0.0))
+    w = lanes(x)
+    c = coefficients(filled(x, 0.0))
+    last = load_kept(x, at + n - w, mask, mask_at + n - w) if n >= w else filled(x, 0.0)
     j = 0
-    while j + lanes(x) <= n:
+    while j + w <= n:
         prefetch(x, at + j + ahead)
-        v = exponential(load_kept(x, at + j, mask, mask_at + j), shift, high, low)
+        v = exponential(load_kept(x, at + j, mask, mask_at + j), shift, high, low, c)
         prefetch_to_write(e, e_at + j + ahead)
         store(e, e_at + j, v)
         total = sum_push(total, v)
-        j += lanes(x)
-    if j < n:
-        v = exponential(load_kept_part(x, at + j, mask, mask_at + j, n - j), shift, high, low)
-        store_part(e, e_at + j, n - j, v)
-        total = sum_push(total, select(below(v, n - j), v, 0.0))
+        j += w
+    if j < n and n >= w:
+        v = exponential(last, shift, high, low, c)
+        store(e, e_at + n - w, v)
+        total = sum_push(total, select(below(v, j + w - n), 0.0, v))
+    elif j < n:
+        v = exponential(load_kept_part(x, at, mask, mask_at, n), shift, high, low, c)
+        store_part(e, e_at, n, v)
+        total = sum_push(total, select(below(v, n), v, 0.0))
     return sum_end(total)
 
 
@@ -129,18 +138,19 @@ def segment_others(x, at, mask, mask_at, n, m, shift, high, low):
     """
     maxima = filled(x, 0.0)
     total = dot_start(maxima)
+    c = coefficients(maxima)
     j = 0
     while j + lanes(x) <= n:
         v = load_kept(x, at + j, mask, mask_at + j)
         is_max = v == m
-        total = exact_push(total, select(is_max, 0.0, exponential(v, shift, high, low)))
+        total = exact_push(total, select(is_max, 0.0, exponential(v, shift, high, low, c)))
         maxima = maxima + select(is_max, 1.0, filled(x, 0.0))
         j += lanes(x)
     if j < n:
         v = load_kept_part(x, at + j, mask, mask_at + j, n - j)
         is_max = v == m
         inside = below(v, n - j)
-        e = select(is_max, 0.0, exponential(v, shift, high, low))
+        e = select(is_max, 0.0, exponential(v, shift, high, low, c))
         total = exact_push(total, select(inside, e, 0.0))
         maxima = maxima + select(inside, select(is_max, 1.0, filled(x, 0.0)), 0.0)
     s = sum_end(total)
@@ -171,6 +181,7 @@ def row_others(x, at, mask, mask_at, n, m, shift, high, low):
 def row_scaled(e, e_at, n, factor, y, at):
     """Loop 4: every exponential divided by the sum, whose reciprocal is given in two parts."""
     w = lanes(y)
+    last = load(e, e_at + n - w) if n >= w else filled(y, 0.0)
     j = 0
     while j + 4 * w <= n:
         a = load(e, e_at + j)
@@ -186,9 +197,11 @@ def row_scaled(e, e_at, n, factor, y, at):
         a = load(e, e_at + j)
         store(y, at + j, fma(a, factor[0], a * factor[1]))
         j += w
-    if j < n:
-        a = load_part(e, e_at + j, n - j, 0.0)
-        store_part(y, at + j, n - j, fma(a, factor[0], a * factor[1]))
+    if j < n and n >= w:
+        store(y, at + n - w, fma(last, factor[0], last * factor[1]))
+    elif j < n:
+        a = load_part(e, e_at, n, 0.0)
+        store_part(y, at, n, fma(a, factor[0], a * factor[1]))
 
 
 def largest_safe(x):
@@ -205,13 +218,14 @@ def largest_safe_by_type(x):
 def row_quotients(x, at, mask, mask_at, n, shift, high, low, factor, y, y_at):
     """Loops 2 and 4 once more from x, where the exponentials were not kept."""
     w = lanes(x)
+    c = coefficients(filled(x, 0.0))
     j = 0
     while j + w <= n:
-        a = exponential(load_kept(x, at + j, mask, mask_at + j), shift, high, low)
+        a = exponential(load_kept(x, at + j, mask, mask_at + j), shift, high, low, c)
         store(y, y_at + j, fma(a, factor[0], a * factor[1]))
         j += w
     if j < n:
-        a = exponential(load_kept_part(x, at + j, mask, mask_at + j, n - j), shift, high, low)
+        a = exponential(load_kept_part(x, at + j, mask, mask_at + j, n - j), shift, high, low, c)
         store_part(y, y_at + j, n - j, fma(a, factor[0], a * factor[1]))
 
 

@@ -178,6 +178,31 @@ def splat(typingctx, like, value):
 
 
 @intrinsic
+def operand(typingctx, like, value):
+    """As ``splat``, for a constant of a loop that needs more of them than there are registers.
+
+    LLVM would load a constant that it knows by an instruction of its own in every round; one that
+    it does not know it keeps in memory, from where most instructions can take an operand.
+    """
+    if not isinstance(like, Vector):
+        return None
+
+    def lower(context, builder, sig, args):
+        v = coerce(context, builder, args[1], sig.args[1], like)
+        if not HAS_AVX2 or HAS_AVX512:
+            return v
+        lanes = like.lanes * like.element.bitwidth // 256
+        register = ir.VectorType(v.type.element, v.type.count // lanes)
+        index = ir.Constant(ir.VectorType(I32, register.count), list(range(register.count)))
+        part = builder.shuffle_vector(v, v, index)
+        part = builder.asm(ir.FunctionType(register, [register]), "", "=x,0", [part], True)
+        index = list(range(register.count)) * lanes
+        return builder.shuffle_vector(part, part, ir.Constant(ir.VectorType(I32, len(index)), index))
+
+    return like(like, value), lower
+
+
+@intrinsic
 def low_bits_as_exponent(typingctx, v):
     """Shift the bits of every element to where the exponent is: for exp's 2**n."""
     if not isinstance(v, Vector):

@@ -4,7 +4,7 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from ...elementary import exponential, largest
+from ...elementary import coefficients, exponential, largest
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import (
     any_kept,
@@ -24,6 +24,7 @@ from ...tiles import (
     shifts,
 )
 from ...vector import (
+    filled,
     fma,
     lanes,
     load,
@@ -154,6 +155,7 @@ def backward_rows(
     rest, lowest, fraction = stack_array(g, ROWS), stack_array(g, ROWS), stack_array(g, ROWS)
     shifts(m, 1, high, low, c, magic, rest, lowest, fraction)  # of a maximum of 0: none
     shift = (c[0], magic[0], rest[0], lowest[0], fraction[0])
+    factors = coefficients(filled(g, 0.0))
     for i in range(start, stop):
         g_at, at, dx_at = row_at(g, i), row_at(log_y, i), row_at(dx, i)
         total = row_sum(g, g_at, log_y, at, n)
@@ -164,39 +166,39 @@ def backward_rows(
         j = 0
         while j + w <= n:
             v = load(log_y, at + j)
-            store(dx, dx_at + j, gradient(load(g, g_at + j), v, total, shift, high, low, inverse))
+            store(dx, dx_at + j, gradient(load(g, g_at + j), v, total, shift, high, low, factors, inverse))
             j += w
         if j < n:
             v = load_part(log_y, at + j, n - j, 0.0)
             a = load_part(g, g_at + j, n - j, 0.0)
-            store_part(dx, dx_at + j, n - j, gradient(a, v, total, shift, high, low, inverse))
+            store_part(dx, dx_at + j, n - j, gradient(a, v, total, shift, high, low, factors, inverse))
 
 
-def gradient(g, v, total, shift, high, low, inverse):
+def gradient(g, v, total, shift, high, low, c, inverse):
     """(g - exp(v) * total) / T, 0 where v is -inf: there the probability is exactly 0."""
 
 
 @overload(gradient, **INLINE)
-def gradient_by_type(g, v, total, shift, high, low, inverse):
+def gradient_by_type(g, v, total, shift, high, low, c, inverse):
     return gradient_64 if g.element == types.float64 else gradient_32
 
 
-def gradient_32(g, v, total, shift, high, low, inverse):
-    e = probability(v, shift, high, low)
+def gradient_32(g, v, total, shift, high, low, c, inverse):
+    e = probability(v, shift, high, low, c)
     dx = fma(widened(e), 0.0 - (total[0] + total[1]) * total[2], widened(g))
     return select(v == -np.inf, 0.0, narrowed(dx * inverse))
 
 
-def gradient_64(g, v, total, shift, high, low, inverse):
-    e = probability(v, shift, high, low) * total[2]
+def gradient_64(g, v, total, shift, high, low, c, inverse):
+    e = probability(v, shift, high, low, c) * total[2]
     dx = fma(e, 0.0 - total[0], g) - e * total[1]
     return select(v == -np.inf, 0.0, dx * inverse)
 
 
 @inline
-def probability(v, shift, high, low):
+def probability(v, shift, high, low, c):
     """exp(v) times ``largest``: 0 far below the smallest float, inf above exp(40)."""
-    e = select(v < shift[3], 0.0, exponential(v, without_c(shift), high, low))
+    e = select(v < shift[3], 0.0, exponential(v, without_c(shift), high, low, c))
     return select(v > 40.0, np.inf, e)
 
 

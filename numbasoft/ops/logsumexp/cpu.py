@@ -4,7 +4,7 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from ...elementary import exponential, largest, shift_of_lse, two_sum
+from ...elementary import coefficients, exponential, largest, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import row_maximum, row_others
 from ...split import row_total, segment_count
@@ -127,6 +127,7 @@ def backward_rows(
     n = x.shape[1]
     w = lanes(x)
     parts = stack_array(x, 80)
+    c = coefficients(filled(x, 0.0))
     for i in range(start, stop):
         at, dx_at = row_at(x, i), row_at(dx, i)
         # A probability too small for a float may matter beside a large g: then its root is squared.
@@ -142,11 +143,11 @@ def backward_rows(
         j = 0
         while j + w <= n:
             v = load(x, at + j)
-            store(dx, dx_at + j, gradient(v, factor, shift, high * part, low * part))
+            store(dx, dx_at + j, gradient(v, factor, shift, high * part, low * part, c))
             j += w
         if j < n:
             v = load_part(x, at + j, n - j, -np.inf)
-            store_part(dx, dx_at + j, n - j, gradient(v, factor, shift, high * part, low * part))
+            store_part(dx, dx_at + j, n - j, gradient(v, factor, shift, high * part, low * part, c))
 
 
 @inline
@@ -162,22 +163,22 @@ def factors(g, inverse, size, is_root):
     return 1.0, 0.0, g / size, inverse
 
 
-def gradient(v, factor, shift, high, low):
+def gradient(v, factor, shift, high, low, c):
     """The product that ``factors`` describes, 0 where the exponential is 0."""
 
 
 @overload(gradient, **INLINE)
-def gradient_by_type(v, factor, shift, high, low):
+def gradient_by_type(v, factor, shift, high, low, c):
     return gradient_64 if v.element == types.float64 else gradient_32
 
 
-def gradient_32(v, factor, shift, high, low):
-    e = bounded(v, shift, high, low)
+def gradient_32(v, factor, shift, high, low, c):
+    e = bounded(v, shift, high, low, c)
     return select(e == 0.0, 0.0, narrowed(product(widened(e), factor)))
 
 
-def gradient_64(v, factor, shift, high, low):
-    e = bounded(v, shift, high, low)
+def gradient_64(v, factor, shift, high, low, c):
+    e = bounded(v, shift, high, low, c)
     return select(e == 0.0, 0.0, product(e, factor))
 
 
@@ -187,11 +188,11 @@ def product(e, factor):
 
 
 @inline
-def bounded(v, shift, high, low):
+def bounded(v, shift, high, low, c):
     """exp(v / T - lse) times ``largest``: 0 far below the smallest float and for -inf, inf
     above 2**60, which no lse of these v gives."""
     d = v - shift[0]
-    e = select(d < shift[3], 0.0, exponential(v, shift, high, low))
+    e = select(d < shift[3], 0.0, exponential(v, shift, high, low, c))
     e = select(fma(d, high, shift[4]) > 60.0, np.inf, e)
     return select(v == -np.inf, 0.0, e)
 
