@@ -11,6 +11,7 @@ from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy import ndarray
 from numpy.typing import NDArray
 
 from . import transpose
@@ -25,28 +26,25 @@ CALL = 1 << 26
 
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+LAST = -1  # the default of axis
 
 
-def is_plain(x, axis, temperature, where, out):
-    """Whether a call needs none of the general path: the common case, told in half a microsecond."""
-    if type(x) is not np.ndarray or where is not None or x.ndim != 2:
-        return False
-    if type(axis) is not int or axis != -1 or type(temperature) is not float or temperature != 1.0:
-        return False
+def plain_size(x, axis, temperature, where, out):
+    """The size of x if a call needs none of the general path: the common case, told in 0.3 us. Else 0."""
+    if type(x) is not ndarray or where is not None or x.ndim != 2:
+        return 0
+    if axis is not LAST and (type(axis) is not int or axis != LAST):
+        return 0
+    if type(temperature) is not float or temperature != 1.0:
+        return 0
     dtype = x.dtype
-    if (dtype is not FLOAT32 and dtype is not FLOAT64) or not x.flags.carray or not x.size:
-        return False
-    return (
-        out is None
-        or out is x
-        or (
-            type(out) is np.ndarray
-            and out.dtype is dtype
-            and out.shape == x.shape
-            and out.flags.carray
-            and not np.may_share_memory(out, x)
-        )
-    )
+    if (dtype is not FLOAT32 and dtype is not FLOAT64) or not x.flags.carray:
+        return 0
+    if out is None or out is x:
+        return x.size
+    if type(out) is not ndarray or out.dtype is not dtype or out.shape != x.shape or not out.flags.carray:
+        return 0
+    return 0 if np.may_share_memory(out, x) else x.size
 
 
 def kernel_view(array):

@@ -129,16 +129,18 @@ def exponential_64(x, shift, high, low, c):
     d = maximum(lowest, x - centre)
     t = fma(d, high, fraction) + magic
     r = fma(d, high, (magic - t) + fraction) + fma(d, low, rest)
-    q = fma(r, c[10], c[9])
-    q = fma(q, r, c[8])
-    q = fma(q, r, c[7])
-    q = fma(q, r, c[6])
-    q = fma(q, r, c[5])
-    q = fma(q, r, c[4])
-    q = fma(q, r, c[3])
-    q = fma(q, r, c[2])
-    q = fma(q, r, c[1])
-    q = fma(q, r, c[0])
+    # even and odd powers apart: half as long a chain of operations that wait for each other
+    s = r * r
+    odd = fma(s, c[10], c[8])
+    even = fma(s, c[9], c[7])
+    odd = fma(odd, s, c[6])
+    even = fma(even, s, c[5])
+    odd = fma(odd, s, c[4])
+    even = fma(even, s, c[3])
+    odd = fma(odd, s, c[2])
+    even = fma(even, s, c[1])
+    odd = fma(odd, s, c[0])
+    q = fma(even, r, odd)
     return fma(q, r, 1.0) * low_bits_as_exponent(t)
 
 

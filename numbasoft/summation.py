@@ -10,9 +10,11 @@ product", SIAM J. Sci. Comput. 26 (2005) 1955-1988.
 from numba import types
 from numba.extending import overload
 
-from .elementary import two_sum
+from .elementary import OFFSET_64, two_sum
 from .jit import INLINE
 from .vector import fma, folded, splat, sum_across, sum_of_pairs, widened
+
+ABOVE = 2.0 ** (OFFSET_64 + 1)  # more than any exponential in float64
 
 
 def sum_start(like):
@@ -22,7 +24,7 @@ def sum_start(like):
 @overload(sum_start, **INLINE)
 def sum_start_by_type(like):
     if like.element == types.float64:
-        return lambda like: (splat(like, 0.0), splat(like, 0.0))
+        return lambda like: (splat(like, ABOVE), splat(like, 0.0), ABOVE)
     return lambda like: (splat(widened(folded(like)), 0.0), None)
 
 
@@ -34,6 +36,8 @@ def sum_end(total):
 def sum_end_by_type(total):
     if total[1] == types.none:
         return lambda total: (sum_across(total[0]), 0.0)
+    if len(total) == 3:
+        return lambda total: sum_of_pairs(total[0] - total[2], total[1])
     return lambda total: sum_of_pairs(total[0], total[1])
 
 
@@ -56,14 +60,20 @@ def joined_64(like, total, lost, part):
 def sum_push(total, v):
     """Add a vector of exponentials to a sum that holds a row's largest exponential.
 
-    In float32 the halves of a vector are added first. That one rounding is at most 0.25 ULP
+    In float64 the sum starts above every term, which makes what an addition loses known after
+    two subtractions. In float32 the halves of a vector are added first. That one rounding is at most 0.25 ULP
     of the largest exponential, because OFFSET_32 puts that just below a power of two.
     """
 
 
 @overload(sum_push, **INLINE)
 def sum_push_by_type(total, v):
-    return exact_push_64 if v.element == types.float64 else sum_push_32
+    return sum_push_64 if v.element == types.float64 else sum_push_32
+
+
+def sum_push_64(total, v):
+    high = total[0] + v
+    return high, total[1] + (v - (high - total[0])), total[2]
 
 
 def sum_push_32(total, v):

@@ -1,14 +1,16 @@
 """softmax and its gradient, for callers: checks, shapes, allocation, choice of kernel."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary, jit, split
 from ...arrays import Array, Axis
 from ...launch import (
-    CODE,
     LONGEST_WORK,
     PARALLEL,
+    compiled,
     computing_dtype,
     is_wide,
     launch,
@@ -19,8 +21,19 @@ from ...launch import (
 )
 from . import cpu
 
-# log2(e) / T at T = 1, for calls too small to look it up
-UNIT = {dtype: elementary.scale(1.0, is_wide(dtype)) for dtype in (arrays.FLOAT32, arrays.FLOAT64)}
+# Up to here a copy of x costs less than NumPy's dispatch of empty_like.
+TINY = 256
+
+# By dtype: the kernel's machine code and log2(e) in two parts, for calls too small to look them up.
+SMALL: dict[np.dtype, Any] = {}
+
+
+def small_call(dtype):
+    like = np.empty((1, 1), dtype)
+    high, low = elementary.scale(1.0, is_wide(dtype))
+    run = compiled(cpu.forward, (dtype, True), (like, None, None, high, low), (like,))
+    SMALL[dtype] = run, high, low
+    return SMALL[dtype]
 
 
 def softmax(
@@ -83,14 +96,17 @@ def softmax(
     >>> numbasoft.softmax(np.array([1.0, 2.0, 3.0]))
     array([0.09003057, 0.24472847, 0.66524096])
     """
-    if arrays.is_plain(x, axis, temperature, where, out):
-        y = np.empty_like(x) if out is None else out
-        high, low = UNIT[x.dtype]
-        small = CODE.get((cpu.forward, (x.dtype, True))) if x.size < PARALLEL else None
-        if small is None:
-            forward(x, None, y, high, low)
+    size = arrays.plain_size(x, axis, temperature, where, out)
+    if size:
+        if out is None:
+            y = x.copy() if size <= TINY else np.empty_like(x)
         else:
-            small(x, None, None, high, low, y)
+            y = out
+        run, high, low = SMALL.get(x.dtype) or small_call(x.dtype)
+        if size < PARALLEL:
+            run(x, None, None, high, low, y)
+        else:
+            forward(x, None, y, high, low)
         return y
     x = checks.array(x, "x")
     dtype = checks.result_dtype(x.dtype, "x")
