@@ -38,13 +38,24 @@ def plain_size(x, axis, temperature, where, out):
     if type(temperature) is not float or temperature != 1.0:
         return 0
     dtype = x.dtype
-    if (dtype is not FLOAT32 and dtype is not FLOAT64) or not x.flags.carray:
+    size = x.size
+    if (dtype is not FLOAT32 and dtype is not FLOAT64) or not x.flags.carray or size > CALL:
         return 0
     if out is None or out is x:
-        return x.size
+        return size
     if type(out) is not ndarray or out.dtype is not dtype or out.shape != x.shape or not out.flags.carray:
         return 0
-    return 0 if np.may_share_memory(out, x) else x.size
+    return 0 if np.may_share_memory(out, x) else size
+
+
+def are_plain(a, b, axis, temperature, out):
+    """As ``plain_size``, for two inputs of the same shape and dtype."""
+    return (
+        plain_size(a, axis, temperature, None, out)
+        and plain_size(b, axis, temperature, None, out)
+        and a.shape == b.shape
+        and a.dtype is b.dtype
+    )
 
 
 def kernel_view(array):

@@ -255,20 +255,30 @@ def row_logarithms(x, at, mask, mask_at, n, m, inverse, logarithms, y, y_at):
         store_part(y, y_at + j, n - j, logarithm(v, m, reduced, inverse, logarithms))
 
 
+def counted(a, b, unless_zero):
+    """a, or 0 where b is 0 and ``unless_zero`` is not None: infinity and NaN do not count there."""
+
+
+@overload(counted, **INLINE)
+def counted_by_type(a, b, unless_zero):
+    if unless_zero == types.none:
+        return lambda a, b, unless_zero: a
+    return lambda a, b, unless_zero: select(b == 0.0, 0.0, a)
+
+
 @inline
-def row_dot(a, a_at, b, b_at, n):
-    """The sum of a[j] * b[j] over a row in two parts; where b[j] is 0, a[j] does not count."""
-    zero = filled(b, 0.0)
-    total = dot_start(zero)
+def row_dot(a, a_at, b, b_at, n, unless_zero):
+    """The sum of a[j] * b[j] over a row in two parts."""
+    total = dot_start(filled(b, 0.0))
     w = lanes(b)
     j = 0
     while j + w <= n:
         v = load(b, b_at + j)
-        total = dot_push(total, select(v == 0.0, 0.0, load(a, a_at + j)), v)
+        total = dot_push(total, counted(load(a, a_at + j), v, unless_zero), v)
         j += w
     if j < n:
         v = load_part(b, b_at + j, n - j, 0.0)
-        total = dot_push(total, select(v == 0.0, 0.0, load_part(a, a_at + j, n - j, 0.0)), v)
+        total = dot_push(total, counted(load_part(a, a_at + j, n - j, 0.0), v, unless_zero), v)
     return sum_end(total)
 
 

@@ -7,6 +7,7 @@ Source of the compensated form: T. Ogita, S. M. Rump, S. Oishi, "Accurate sum an
 product", SIAM J. Sci. Comput. 26 (2005) 1955-1988.
 """
 
+import numpy as np
 from numba import types
 from numba.extending import overload
 
@@ -39,6 +40,23 @@ def sum_end_by_type(total):
     if len(total) == 3:
         return lambda total: sum_of_pairs(total[0] - total[2], total[1])
     return lambda total: sum_of_pairs(total[0], total[1])
+
+
+def two_parts(total, like):
+    """A sum in two parts as two numbers of the type that the array ``like`` is computed in."""
+
+
+@overload(two_parts, **INLINE)
+def two_parts_by_type(total, like):
+    if like.dtype == types.float64:
+        return lambda total, like: total
+    return two_parts_32
+
+
+def two_parts_32(total, like):
+    both = total[0] + total[1]
+    high = np.float32(both)
+    return high, np.float32(both - high)
 
 
 def sum_joined(like, total, lost, part):

@@ -153,6 +153,10 @@ def log_softmax_backward(
     >>> numbasoft.log_softmax_backward(np.array([0.0, 0.0, -1.0]), log_y)
     array([ 0.09003057,  0.24472847, -0.33475904])
     """
+    if arrays.are_plain(grad, log_y, axis, temperature, out):
+        dx = np.empty_like(log_y) if out is None else out
+        backward(grad, log_y, dx, *elementary.scale(1.0, is_wide(log_y.dtype)), 1.0)
+        return dx
     grad, log_y = checks.array(grad, "grad"), checks.array(log_y, "log_y")
     dtype = checks.result_dtype(log_y.dtype, "log_y")
     checks.same_shape(grad, "grad", log_y, "log_y")

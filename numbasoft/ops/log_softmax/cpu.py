@@ -16,6 +16,7 @@ from ...passes import (
     without_c,
 )
 from ...split import place, row_total, segment_count
+from ...summation import two_parts
 from ...tiles import (
     ROWS,
     in_two_parts,
@@ -150,49 +151,65 @@ def backward_rows(
     dx,  # OUT  (rows, n) (g - exp(log_y) * sum g) / T
 ):
     n = g.shape[1]
-    w = lanes(g)
     m, c, magic = stack_array(g, ROWS), stack_array(g, ROWS), stack_array(g, ROWS)
     rest, lowest, fraction = stack_array(g, ROWS), stack_array(g, ROWS), stack_array(g, ROWS)
     shifts(m, 1, high, low, c, magic, rest, lowest, fraction)  # of a maximum of 0: none
     shift = (c[0], magic[0], rest[0], lowest[0], fraction[0])
-    factors = coefficients(filled(g, 0.0))
     for i in range(start, stop):
         g_at, at, dx_at = row_at(g, i), row_at(log_y, i), row_at(dx, i)
         total = row_sum(g, g_at, log_y, at, n)
         # a small sum is not divided, or it would underflow: the exponentials are
         part = 1.0 / largest(g) if abs(total[0]) < 1.0 else 1.0
         other_part = 1.0 / largest(g) / part
-        total = (total[0] * other_part, total[1] * other_part, part)
-        j = 0
-        while j + w <= n:
-            v = load(log_y, at + j)
-            store(dx, dx_at + j, gradient(load(g, g_at + j), v, total, shift, high, low, factors, inverse))
-            j += w
-        if j < n:
-            v = load_part(log_y, at + j, n - j, 0.0)
-            a = load_part(g, g_at + j, n - j, 0.0)
-            store_part(dx, dx_at + j, n - j, gradient(a, v, total, shift, high, low, factors, inverse))
+        both = two_parts((total[0] * other_part, total[1] * other_part), g)
+        if inverse == 1.0:
+            row_gradients(g, g_at, log_y, at, n, both, part, shift, high, low, None, dx, dx_at)
+        else:
+            row_gradients(g, g_at, log_y, at, n, both, part, shift, high, low, inverse, dx, dx_at)
 
 
-def gradient(g, v, total, shift, high, low, c, inverse):
-    """(g - exp(v) * total) / T, 0 where v is -inf: there the probability is exactly 0."""
+@inline
+def row_gradients(g, g_at, log_y, at, n, total, part, shift, high, low, inverse, dx, dx_at):
+    w = lanes(g)
+    c = coefficients(filled(g, 0.0))
+    j = 0
+    while j + w <= n:
+        v = load(log_y, at + j)
+        e = probability(v, shift, high, low, c) * part
+        store(dx, dx_at + j, gradient(load(g, g_at + j), v, e, total, inverse))
+        j += w
+    if j < n:
+        v = load_part(log_y, at + j, n - j, 0.0)
+        e = probability(v, shift, high, low, c) * part
+        a = load_part(g, g_at + j, n - j, 0.0)
+        store_part(dx, dx_at + j, n - j, gradient(a, v, e, total, inverse))
+
+
+def gradient(g, v, e, total, inverse):
+    """(g - e * total) / T, 0 where v is -inf: there the probability is exactly 0."""
 
 
 @overload(gradient, **INLINE)
-def gradient_by_type(g, v, total, shift, high, low, c, inverse):
-    return gradient_64 if g.element == types.float64 else gradient_32
+def gradient_by_type(g, v, e, total, inverse):
+    if inverse == types.none:
+        return undivided
+    return divided_64 if g.element == types.float64 else divided_32
 
 
-def gradient_32(g, v, total, shift, high, low, c, inverse):
-    e = probability(v, shift, high, low, c)
-    dx = fma(widened(e), 0.0 - (total[0] + total[1]) * total[2], widened(g))
-    return select(v == -np.inf, 0.0, narrowed(dx * inverse))
+@inline
+def undivided(g, v, e, total, inverse):
+    return select(v == -np.inf, 0.0, fma(e, 0.0 - total[0], g) - e * total[1])
 
 
-def gradient_64(g, v, total, shift, high, low, c, inverse):
-    e = probability(v, shift, high, low, c) * total[2]
-    dx = fma(e, 0.0 - total[0], g) - e * total[1]
-    return select(v == -np.inf, 0.0, dx * inverse)
+def divided_64(g, v, e, total, inverse):
+    return undivided(g, v, e, total, None) * inverse
+
+
+def divided_32(g, v, e, total, inverse):
+    # in float64: a subnormal difference must not be rounded before it is enlarged
+    exact = (0.0 - np.float64(total[0])) - total[1]
+    dx = fma(widened(e), exact, widened(g)) * inverse
+    return select(v == -np.inf, 0.0, narrowed(dx))
 
 
 @inline

@@ -15,6 +15,7 @@ from ...passes import (
     row_scaled,
 )
 from ...split import place, row_shift, row_total, segment_count
+from ...summation import two_parts
 from ...tiles import (
     ROWS,
     exponentials_in,
@@ -151,11 +152,13 @@ def backward_rows(
     n = y.shape[1]
     for i in range(start, stop):
         g_at, at, dx_at = row_at(g, i), row_at(y, i), row_at(dx, i)
-        mean = two_parts(row_dot(g, g_at, y, at, n), y)
-        if inverse == 1.0:
-            row_gradients(g, g_at, y, at, n, mean, None, dx, dx_at)
+        dot = row_dot(g, g_at, y, at, n, None)
+        # 0 times infinity is NaN, so without one every g is finite and needs no care where y is 0
+        if inverse == 1.0 and np.isfinite(dot[0] + dot[1]):
+            row_gradients(g, g_at, y, at, n, two_parts(dot, y), None, dx, dx_at)
         else:
-            row_gradients(g, g_at, y, at, n, mean, inverse, dx, dx_at)
+            dot = row_dot(g, g_at, y, at, n, True)
+            row_gradients(g, g_at, y, at, n, two_parts(dot, y), inverse, dx, dx_at)
 
 
 @inline
@@ -170,31 +173,14 @@ def row_gradients(g, g_at, y, at, n, mean, inverse, dx, dx_at):
         store_part(dx, dx_at + j, n - j, gradient(a, v, mean, inverse))
 
 
-def two_parts(dot, y):
-    """The sum of products as two numbers of the computing type."""
-
-
-@overload(two_parts, **INLINE)
-def two_parts_by_type(dot, y):
-    if y.dtype == types.float64:
-        return lambda dot, y: dot
-
-    def narrow(dot, y):
-        total = dot[0] + dot[1]
-        high = np.float32(total)
-        return high, np.float32(total - high)
-
-    return narrow
-
-
 def gradient(g, y, mean, inverse):
-    """y * (g - mean) / T, 0 where the probability is exactly 0; ``inverse`` is 1 / T, None for 1."""
+    """y * (g - mean) / T; ``inverse`` is 1 / T, or None for T = 1 and finite g."""
 
 
 @overload(gradient, **INLINE)
 def gradient_by_type(g, y, mean, inverse):
     if inverse == types.none:
-        return lambda g, y, mean, inverse: select(y == 0.0, 0.0, y * ((g - mean[0]) - mean[1]))
+        return lambda g, y, mean, inverse: y * ((g - mean[0]) - mean[1])
     large = 2.0**60 if y.element == types.float64 else 2.0**24
 
     def divided(g, y, mean, inverse):
