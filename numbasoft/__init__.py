@@ -1,5 +1,8 @@
 """The softmax family for arrays: accurate, fast and reproducible Numba kernels."""
 
+from importlib import import_module as _import_module
+from types import ModuleType as _ModuleType
+
 from .ops.log_softmax.api import log_softmax, log_softmax_backward
 from .ops.logsumexp.api import logsumexp, logsumexp_backward
 from .ops.softmax.api import softmax, softmax_backward
@@ -8,6 +11,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "literal",
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",
@@ -15,3 +19,10 @@ __all__ = [
     "softmax",
     "softmax_backward",
 ]
+
+
+def __getattr__(name: str) -> _ModuleType:
+    """``numbasoft.literal`` and ``numbasoft.scipy``, imported when they are first asked for."""
+    if name in ("literal", "scipy"):
+        return _import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,6 @@ the first ``count`` lanes only: what lies behind them is neither read nor writte
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array, populate_array
 
 from .types import (
     DOUBLE,
@@ -36,9 +35,16 @@ def is_loadable(array):
     return isinstance(array, types.Array) and array.dtype in STORED
 
 
+def structure(context, builder, array_type, array=None):
+    """The members of an array. Numba's module for it takes 50 ms to import, and compiling needs it anyway."""
+    from numba.np.arrayobj import make_array
+
+    return make_array(array_type)(context, builder, value=array)
+
+
 def address(context, builder, array_type, array, offset):
     """The pointer to an element, and the alignment that can be relied upon."""
-    data = make_array(array_type)(context, builder, value=array).data
+    data = structure(context, builder, array_type, array).data
     return builder.gep(data, [offset]), array_type.dtype.bitwidth // 8
 
 
@@ -92,7 +98,7 @@ def row_at(typingctx, array, i):
     def lower(context, builder, sig, args):
         if array == types.none:
             return context.get_constant(types.intp, 0)
-        strides = make_array(array)(context, builder, value=args[0]).strides
+        strides = structure(context, builder, array, args[0]).strides
         step = builder.sdiv(builder.extract_value(strides, 0), ir.Constant(I64, array.dtype.bitwidth // 8))
         return builder.mul(args[1], step)
 
@@ -323,13 +329,15 @@ def stack_array(typingctx, like, length):
     array = types.Array(element, 1, "C")
 
     def lower(context, builder, sig, args):
+        from numba.np.arrayobj import populate_array
+
         item = context.get_data_type(array.dtype)
         size = ir.Constant(I32, length.literal_value)
         data = cgutils.alloca_once(builder, item, size=size)
         data.align = 64
         zeros = constant(ir.VectorType(item, length.literal_value), 0)
         builder.store(zeros, builder.bitcast(data, zeros.type.as_pointer()), align=64)
-        result = make_array(array)(context, builder)
+        result = structure(context, builder, array)
         bytes_each = context.get_constant(types.intp, array.dtype.bitwidth // 8)
         populate_array(
             result,
