@@ -9,9 +9,14 @@ from numbasoft import elementary as el
 def largest_relative_error(coefficients, limit):
     with mpmath.workprec(120):
         points = [limit * mpmath.mpf(k) / 500 for k in range(-500, 501)]
-        return max(
-            abs((1 + r * mpmath.polyval(coefficients[::-1], r)) / mpmath.mpf(2) ** r - 1) for r in points
-        )
+        return max(abs(horner([1, *coefficients], r) / mpmath.mpf(2) ** r - 1) for r in points)
+
+
+def horner(coefficients, r):
+    value = mpmath.mpf(0)
+    for c in reversed(coefficients):
+        value = value * r + c
+    return value
 
 
 def test_the_polynomial_for_float32():

@@ -87,8 +87,9 @@ def logsumexp(
             lambda full, reduced: forward(*full, *reduced, factors), [x, mask, None], [lse], axes, compute
         )
     if out is None:
-        return lse.astype(dtype, copy=False).reshape(shape)
-    np.copyto(out, lse.reshape(shape), casting="same_kind")
+        out = np.empty(shape, dtype)
+    with np.errstate(over="ignore", under="ignore"):  # rounding to 16 bits may end at infinity, or at 0
+        np.copyto(out, lse.reshape(shape), casting="same_kind")
     return out
 
 

@@ -1,0 +1,104 @@
+"""asv: how long a call takes, and how far it is from a copy of the same bytes."""
+
+import statistics
+
+import numba
+
+from numbasoft import jit, literal
+from numbasoft.report import rivals, worker, workloads
+
+THREADS = {"one": 1, "all": jit.processors()}
+# (1, 10) has a benchmark of its own; of the rest asv takes what the report takes, and every dtype and layout class.
+TRACKED = {
+    work.name: work
+    for work in (
+        *workloads.REPORT[1:],
+        *(workloads.Workload(f, (256, 1000), d) for f in workloads.FUNCTIONS for d in workloads.DTYPES),
+        workloads.Workload("softmax", (1_000_000, 10), "float64"),
+        workloads.Workload("softmax", (8, 16, 1024, 1024)),
+        workloads.Workload("log_softmax", (1000, 4096), axis=0),
+        workloads.Workload("softmax_backward", (1000, 4096), axis=0),
+    )
+}
+
+
+def prepared(work, threads, library=rivals.NumbasoftGiven):
+    """A call of one workload that is compiled and has its memory."""
+    numba.set_num_threads(threads)
+    call, _ = library(threads).prepare(work, work.inputs())
+    call()
+    return call
+
+
+class Speed:
+    """Every function, dtype, axis and layout class, into a given output."""
+
+    params = (list(TRACKED), list(THREADS))
+    param_names = ("workload", "threads")
+    warmup_time = 0.1
+
+    def setup(self, name, threads):
+        self.call = prepared(TRACKED[name], THREADS[threads])
+
+    def time_call(self, name, threads):
+        self.call()
+
+
+class Copy:
+    """The time of a call over that of a parallel copy of the same bytes, measured in turns: 1 is the limit."""
+
+    params = ("softmax float32 4096x1000", "softmax float32 32768x1000", "softmax float32 256x128256")
+    param_names = ("workload",)
+    unit = "times the copy"
+
+    def setup(self, name):
+        work, threads = TRACKED[name], THREADS["all"]
+        self.calls = [prepared(work, threads, library) for library in (rivals.NumbasoftGiven, rivals.Copy)]
+
+    def track_ratio_to_copy(self, name):
+        turns = [[worker.time_call(call, 0.1)["best"] for call in self.calls] for _ in range(7)]
+        return statistics.median(ours / copy for ours, copy in turns)
+
+
+class Latency:
+    """A call of so little work that what it costs is Python. asv would time single calls, which the clock cannot."""
+
+    params = (["softmax", "log_softmax", "logsumexp", "softmax_backward"], ["float32", "float64"])
+    param_names = ("function", "dtype")
+    unit = "seconds"
+
+    def setup(self, function, dtype):
+        self.call = prepared(workloads.Workload(function, (1, 10), dtype), 1, rivals.Numbasoft)
+
+    def track_one_row_of_ten(self, function, dtype):
+        return worker.time_call(self.call, 0.5)["best"]
+
+
+def literal_call(function, work):
+    (x,) = work.inputs()
+    function(x)
+    return lambda: function(x)
+
+
+STEPS = {
+    "NumPy, stable": lambda work: prepared(work, 1, rivals.NumPy),
+    "literal, naive": lambda work: literal_call(literal.softmax_naive, work),
+    "literal, stable": lambda work: literal_call(literal.softmax_stable, work),
+    "literal, four loop nests": lambda work: literal_call(literal.softmax, work),
+    "production": lambda work: prepared(work, 1, rivals.Numbasoft),
+}
+
+
+class Ladder:
+    """From the naive formula to the production kernel, on the same array and one thread."""
+
+    params = tuple(STEPS)
+    param_names = ("step",)
+    warmup_time = 0.1
+
+    def setup(self, step):
+        numba.set_num_threads(1)
+        self.call = STEPS[step](workloads.Workload("softmax", (4096, 1000)))
+
+    def time_softmax(self, step):
+        self.call()
