@@ -40,6 +40,10 @@ from .vector import (
 SEGMENT = 16384
 MOST_SEGMENTS = 64
 
+# Loop 3 follows loop 2 after this many elements, from the first cache: with both in one loop the
+# additions wait for exponentials and keep the next ones out of the CPU's queue.
+BLOCK = 1024
+
 
 @inline
 def segment_length(n):
@@ -76,17 +80,21 @@ def row_maximum(x, at, mask, mask_at, n):
 def segment_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead):
     """Loops 2 and 3 over one segment: exp of every element, kept in e (or None), and their sum."""
     total = sum_start(filled(x, 0.0))
-    w = lanes(x)
     c = coefficients(filled(x, 0.0))
+    w = lanes(x)
+    # The last vector may overlap the one before; it is read before that overwrites it in place.
     last = load_kept(x, at + n - w, mask, mask_at + n - w) if n >= w else filled(x, 0.0)
     j = 0
     while j + w <= n:
-        prefetch(x, at + j + ahead)
-        v = exponential(load_kept(x, at + j, mask, mask_at + j), shift, high, low, c)
-        prefetch_to_write(e, e_at + j + ahead)
-        store(e, e_at + j, v)
-        total = sum_push(total, v)
-        j += w
+        start, stop = j, min(j + BLOCK, n)
+        while j + w <= stop:
+            prefetch(x, at + j + ahead)
+            v = exponential(load_kept(x, at + j, mask, mask_at + j), shift, high, low, c)
+            prefetch_to_write(e, e_at + j + ahead)
+            store(e, e_at + j, v)
+            total = sum_unless_stored(total, e, v)
+            j += w
+        total = sum_stored(total, e, e_at + start, j - start)
     if j < n and n >= w:
         v = exponential(last, shift, high, low, c)
         store(e, e_at + n - w, v)
@@ -96,6 +104,34 @@ def segment_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahe
         store_part(e, e_at, n, v)
         total = sum_push(total, select(below(v, n), v, 0.0))
     return sum_end(total)
+
+
+def sum_stored(total, e, at, count):
+    """Loop 3 over exponentials that loop 2 has stored, full vectors; no array: nothing."""
+
+
+@overload(sum_stored, **INLINE)
+def sum_stored_by_type(total, e, at, count):
+    if e == types.none:
+        return lambda total, e, at, count: total
+
+    def loop(total, e, at, count):
+        for k in range(0, count, lanes(e)):
+            total = sum_push(total, load(e, at + k))
+        return total
+
+    return loop
+
+
+def sum_unless_stored(total, e, v):
+    """Loop 3 for one vector of exponentials where there is no array to store them in."""
+
+
+@overload(sum_unless_stored, **INLINE)
+def sum_unless_stored_by_type(total, e, v):
+    if e == types.none:
+        return lambda total, e, v: sum_push(total, v)
+    return lambda total, e, v: total
 
 
 def without_c(shift):

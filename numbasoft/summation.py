@@ -1,7 +1,7 @@
 """Sums over a row that lose nothing as rows grow, in an order fixed by the row's length.
 
-A running sum is a pair: a float64 vector and what all its additions lost, which is None where
-that does not matter, in float32 and below. At the end the lanes are combined half with half.
+A running sum is a float64 vector and what all its additions lost, which is None where that
+does not matter, in float32 and below; what else there is, is where the sum started. At the end the lanes are combined half with half.
 
 Source of the compensated form: T. Ogita, S. M. Rump, S. Oishi, "Accurate sum and dot
 product", SIAM J. Sci. Comput. 26 (2005) 1955-1988.
@@ -13,7 +13,7 @@ from numba.extending import overload
 
 from .elementary import OFFSET_64, two_sum
 from .jit import INLINE
-from .vector import fma, folded, splat, sum_across, sum_of_pairs, widened
+from .vector import fma, splat, sum_across, sum_of_pairs, widened
 
 ABOVE = 2.0 ** (OFFSET_64 + 1)  # more than any exponential in float64
 
@@ -26,7 +26,7 @@ def sum_start(like):
 def sum_start_by_type(like):
     if like.element == types.float64:
         return lambda like: (splat(like, ABOVE), splat(like, 0.0), ABOVE)
-    return lambda like: (splat(widened(folded(like)), 0.0), None)
+    return dot_start_32
 
 
 def sum_end(total):
@@ -79,23 +79,18 @@ def sum_push(total, v):
     """Add a vector of exponentials to a sum that holds a row's largest exponential.
 
     In float64 the sum starts above every term, which makes what an addition loses known after
-    two subtractions. In float32 the halves of a vector are added first. That one rounding is at most 0.25 ULP
-    of the largest exponential, because OFFSET_32 puts that just below a power of two.
+    two subtractions.
     """
 
 
 @overload(sum_push, **INLINE)
 def sum_push_by_type(total, v):
-    return sum_push_64 if v.element == types.float64 else sum_push_32
+    return sum_push_64 if v.element == types.float64 else exact_push_32
 
 
 def sum_push_64(total, v):
     high = total[0] + v
     return high, total[1] + (v - (high - total[0])), total[2]
-
-
-def sum_push_32(total, v):
-    return total[0] + widened(folded(v)), total[1]
 
 
 def dot_start(like):
@@ -136,7 +131,7 @@ def dot_push_64(total, a, b):
 
 
 def exact_push(total, v):
-    """Add a vector to a sum that may stay small, without the one rounding of ``sum_push``."""
+    """Add a vector to a sum that may stay small, far below a row's largest exponential."""
 
 
 @overload(exact_push, **INLINE)

@@ -15,7 +15,6 @@ once, to nearest even, when stored.
 
 from .arithmetic import (
     fma,
-    folded,
     low_bits_as_exponent,
     max_across,
     maximum,
@@ -52,7 +51,6 @@ __all__ = [
     "block_side",
     "filled",
     "fma",
-    "folded",
     "lanes",
     "load",
     "load_kept",

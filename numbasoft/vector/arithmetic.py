@@ -259,18 +259,6 @@ def sum_across(typingctx, v):
 
 
 @intrinsic
-def folded(typingctx, v):
-    """The lower half of a vector's lanes plus the upper half."""
-    if not isinstance(v, Vector):
-        return None
-
-    def lower(context, builder, sig, args):
-        return builder.fadd(*halves(builder, args[0]))
-
-    return Vector(v.element, v.lanes // 2)(v), lower
-
-
-@intrinsic
 def sum_of_pairs(typingctx, high, low):
     """The sum of two float64 vectors, the second a correction of the first, in two parts.
 

@@ -86,6 +86,8 @@ def logsumexp(
         arrays.over_rows(
             lambda full, reduced: forward(*full, *reduced, factors), [x, mask, None], [lse], axes, compute
         )
+    if out is None and lse.dtype == dtype:
+        return lse.reshape(shape)
     if out is None:
         out = np.empty(shape, dtype)
     with np.errstate(over="ignore", under="ignore"):  # rounding to 16 bits may end at infinity, or at 0
