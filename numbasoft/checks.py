@@ -152,7 +152,11 @@ def shares_part(array, value):
     if not np.may_share_memory(array, value):
         return False
     a, b = array.__array_interface__, value.__array_interface__
-    if a["data"][0] == b["data"][0] and array.strides == value.strides and array.dtype == value.dtype:
+    same_layout = array.shape == value.shape and array.dtype == value.dtype
+    same_layout = same_layout and all(
+        n == 1 or s == t for n, s, t in zip(value.shape, array.strides, value.strides, strict=True)
+    )
+    if a["data"][0] == b["data"][0] and same_layout:
         return False
     try:
         return bool(np.shares_memory(array, value, max_work=10_000))

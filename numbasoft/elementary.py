@@ -37,8 +37,7 @@ FAR = 4096.0
 
 # The largest exponential of a row is 2**OFFSET (times CENTRE). One that must become a
 # subnormal probability is then still a normal number when it is divided by the sum, and
-# what stands for an exponential of -inf is lost in any sum of up to 2**31 of them. In
-# float32 the eighths make it 1.995 * 2**59: rounding a sum costs it least there.
+# what stands for an exponential of -inf is lost in any sum of up to 2**31 of them.
 OFFSET_32, OFFSET_64 = 59.875, 200.0
 
 # float32: 2**(j / 8) * CENTRE as bits, less j << 20 (see vector.scaled_entry). CENTRE cancels
@@ -209,7 +208,8 @@ def near_part_of_lse(lse, temperature, inverse_high, inverse_low):
     is_far = maximum(lse, 0.0 - lse) >= FAR
     c = select(is_far, lse * temperature, 0.0)
     near = fma(0.0 - c, inverse_low, fma(0.0 - c, inverse_high, lse))
-    return c, select(near == near, near, 0.0)  # lse is infinite: c alone decides
+    is_infinite = maximum(c, 0.0 - c) == np.inf
+    return c, select(is_infinite, 0.0, near)  # then c alone decides
 
 
 @inline

@@ -6,7 +6,7 @@ import numpy as np
 from numba import types
 
 from . import jit, split
-from .passes import MOST_SEGMENTS, SEGMENT
+from .passes import SEGMENT
 from .tiles import TILE
 
 # Below this many elements starting the threads costs more than they gain.
@@ -71,8 +71,7 @@ def split_rows(rows, n):
 
 def segments_of(rows, n):
     """How many segments ``rows`` rows of n elements have (see numbasoft.split)."""
-    length = SEGMENT * max(1, -(-n // (SEGMENT * MOST_SEGMENTS)))
-    return rows * -(-n // length)
+    return rows * split.segment_count(n)
 
 
 def row_maxima(x, mask):

@@ -271,7 +271,7 @@ def logarithm(v, m, reduced, inverse, logarithms):
     d, lost = two_sum(v * reduced, 0.0 - m * reduced)
     y = fma(d, inverse[0], 0.0 - logarithms[0])
     rest = fma(d, inverse[1], fma(lost, inverse[0], 0.0 - logarithms[1]))
-    return select(d == -np.inf, d - logarithms[0], y + rest)
+    return select(y == -np.inf, y, y + rest)
 
 
 @inline

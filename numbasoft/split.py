@@ -17,7 +17,8 @@ from .passes import (
     without_c,
 )
 from .summation import sum_joined
-from .vector import filled, row_at, stack_array, store
+from .tiles import first_lanes
+from .vector import filled, row_at, stack_array
 
 
 @inline
@@ -37,11 +38,7 @@ def place(unit, n):
 @inline
 def row_shift(x, m, high, low):
     """The shift of a row whose maximum is m."""
-    parts = stack_array(x, 80)
-    shift = shift_of(filled(x, m), high, low)
-    for k in range(5):
-        store(parts, 16 * k, shift[k])
-    return parts[0], parts[16], parts[32], parts[48], parts[64]
+    return first_lanes(shift_of(filled(x, m), high, low), stack_array(x, 80))
 
 
 @inline

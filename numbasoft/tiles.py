@@ -73,6 +73,14 @@ def in_two_parts_64(numbers, count, first, second):
 
 
 @inline
+def first_lanes(shift, parts):
+    """The shift of one row as numbers; ``parts`` is a stack array of 80 elements."""
+    for k in range(5):
+        store(parts, 16 * k, shift[k])
+    return parts[0], parts[16], parts[32], parts[48], parts[64]
+
+
+@inline
 def log_of_sum(others, lost, maxima, like):
     """log(sum exp(x - m)) from the sum without the maxima, and how many of those there are."""
     r = (others + lost) / largest(like)

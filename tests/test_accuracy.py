@@ -67,6 +67,17 @@ def test_forward_at_every_remainder_of_a_vector(name, dtype, family, rng):
         compare(name, sample(family, rng, 3, n, dtype), dtype)
 
 
+@pytest.mark.parametrize("spread", [1, 3, 30])
+@pytest.mark.parametrize("n", [16, 24, 64])
+def test_float32_softmax_of_very_many_short_rows(n, spread, rng):
+    # a single rounding of the sum takes one row in some thousands past 2 ULP
+    x = rng.normal(0, spread, (100_000, n)).astype(np.float32)
+    exact = np.exp(x.astype(np.longdouble) - x.max(1, keepdims=True))
+    exact /= exact.sum(1, keepdims=True)
+    one_ulp = np.spacing(exact.astype(np.float32))
+    assert (abs(numbasoft.softmax(x) - exact) / one_ulp).max() <= 2
+
+
 @by_dtype
 @by_forward
 def test_forward_on_vocabulary_sized_rows(name, dtype, rng):

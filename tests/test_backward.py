@@ -16,6 +16,7 @@ FORWARD_OF = {
 }
 
 by_name = pytest.mark.parametrize("name", BACKWARD)
+by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 by_axis = pytest.mark.parametrize("axis", AXES, ids=str)
 by_temperature = pytest.mark.parametrize("temperature", TEMPERATURES)
 
@@ -150,3 +151,59 @@ def test_plain_gradient_descent_on_soft_targets_reaches_them(rng):
     for _ in range(600):
         z -= 2.0 * numbasoft.log_softmax_backward(-targets, numbasoft.log_softmax(z))
     np.testing.assert_allclose(numbasoft.softmax(z), targets, atol=2e-3)
+
+
+# --- where one factor overflows, underflows or is NaN though the gradient is a number ------------------------
+
+LARGEST = {"float32": 3e38, "float64": 1.7e308}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("dtype", LARGEST)
+def test_softmax_backward_of_gradients_whose_difference_overflows(dtype, temperature):
+    g = np.array([-LARGEST[dtype], LARGEST[dtype]], dtype)
+    none = numbasoft.softmax_backward(g, np.array([1, 0], dtype), temperature=temperature)
+    assert (none == 0).all()
+    dx = numbasoft.softmax_backward(g, np.array([0.75, 0.25], dtype), temperature=temperature)
+    expected = LARGEST[dtype] * 0.375 / temperature
+    np.testing.assert_allclose(dx, [-expected, expected], rtol=1e-6)
+
+
+def test_softmax_backward_of_subnormal_gradients_at_a_small_temperature():
+    g, y = np.array([1e-45, 3e-45], np.float32), np.array([0.75, 0.25], np.float32)
+    expected = y * (g.astype(float) - (g.astype(float) * y).sum()) / 1e-3
+    np.testing.assert_allclose(numbasoft.softmax_backward(g, y, temperature=1e-3), expected, rtol=1e-2)
+
+
+@by_dtype
+@pytest.mark.parametrize("grad", [1.0, 2.0**40])
+def test_logsumexp_backward_with_nan(dtype, grad):
+    x = np.array([1, 2, np.nan], DTYPES[dtype])
+    assert np.isnan(numbasoft.logsumexp_backward(grad, x, np.nan).astype(float)).all()
+    payload = np.array([0x7FFFFFFF], np.uint32).view(np.float32)[0]  # rounded as a number it would be -0
+    x = np.array([1, 2, 3], DTYPES[dtype])
+    for arguments in (payload, x, np.float32(3)), (np.float32(1), x, payload):
+        assert np.isnan(numbasoft.logsumexp_backward(*arguments).astype(float)).all()
+
+
+@pytest.mark.parametrize("dtype", LARGEST)
+@pytest.mark.parametrize("grad", [1e-3, 1.0, 2.0**31, -1.0])
+def test_logsumexp_backward_of_an_lse_that_is_too_small(dtype, grad):
+    x = np.array([60, -np.inf, 39], dtype)
+    dx = numbasoft.logsumexp_backward(grad, x, 0.0)
+    assert dx[0] == np.copysign(np.inf, grad) and dx[1] == 0
+    np.testing.assert_allclose(dx[2], grad * np.exp(39.0), rtol=1e-6)
+    assert (numbasoft.logsumexp_backward(0.0, x, 0.0) == 0).all()
+
+
+def test_logsumexp_backward_of_a_gradient_that_float32_cannot_hold():
+    dx = numbasoft.logsumexp_backward(1e40, np.array([0, -90], np.float32), np.float32(0))
+    np.testing.assert_allclose(dx, [np.inf, 1e40 * np.exp(-90.0)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, bool])
+@pytest.mark.parametrize("name", ["softmax_backward", "log_softmax_backward"])
+def test_backward_of_small_integers(name, dtype):
+    g, y = np.array([[1, 2]], dtype), np.array([[0, 1]], dtype)
+    expected = getattr(numbasoft, name)(g.astype(float), y.astype(float))
+    np.testing.assert_array_equal(getattr(numbasoft, name)(g, y), expected)

@@ -311,3 +311,20 @@ def test_attention_scaling_keeps_the_softmax_from_saturating(rng):
     assert scores.var() == pytest.approx(d, rel=0.1)
     assert np.median(numbasoft.softmax(scores).max(1)) > 0.9
     assert np.median(numbasoft.softmax(scores, temperature=d**0.5).max(1)) < 0.25
+
+
+def test_log_softmax_of_logits_that_overflow_at_a_small_temperature():
+    largest = np.finfo(np.float32).max
+    np.testing.assert_array_equal(
+        numbasoft.log_softmax(np.array([0, -largest], np.float32), temperature=3e-9), [0, -np.inf]
+    )
+    for x, t in (np.array([0, -1e38, -1], np.float32), 1e-20), (np.array([0, -1.7e308, -1]), 3e-20):
+        y = numbasoft.log_softmax(x, temperature=t)
+        assert y[0] == 0 and y[1] == -np.inf and np.isfinite(y[2])
+
+
+def test_out_may_be_x_seen_through_another_stride_of_a_single_row():
+    a = np.arange(5, dtype=np.float32)
+    expected = numbasoft.softmax(a)
+    numbasoft.softmax(a.reshape(1, 5), out=a[None, :])
+    np.testing.assert_array_equal(a, expected)

@@ -132,7 +132,9 @@ def emulated_fma64(builder, a, b, c):
     total = add(product, c)
     z = sub(total, product)
     rounding = add(sub(product, sub(total, z)), sub(c, z))
-    return add(total, add(error, rounding))
+    error = add(error, rounding)
+    # numbers above 2**996 are too large to be split: there the error is NaN, and stays unknown
+    return builder.select(builder.fcmp_ordered("==", error, error), add(total, error), total)
 
 
 @intrinsic

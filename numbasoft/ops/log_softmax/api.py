@@ -170,6 +170,8 @@ def log_softmax_backward(
         checks.out(out, log_y.shape, dtype, [("grad", grad), ("log_y", log_y)])
     if log_y.size == 0:
         return dx
+    if log_y.dtype != dtype:  # bool and integers
+        grad, log_y = grad.astype(dtype), log_y.astype(dtype)
     compute = computing_dtype(dtype, t)
     high, low = elementary.scale(1.0, is_wide(compute))
     arrays.over_rows(lambda full, _: backward(*full, high, low, 1 / t), [grad, log_y, dx], [], axes, compute)

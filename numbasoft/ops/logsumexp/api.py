@@ -178,8 +178,11 @@ def logsumexp_backward(
         return dx
     compute = computing_dtype(dtype, t)
     wide = is_wide(compute)
-    narrow = np.float64 if wide else np.float32
-    reduced = [np.array(v, narrow).reshape(-1) for v in (g, s)]
+    g = np.array(g, np.float64).reshape(-1)
+    s = np.array(s, np.float64 if wide else np.float32).reshape(-1)
+    for v in g, s:
+        v[np.isnan(v)] = np.nan  # some NaN would become a number when rounded to bfloat16
+    reduced = [g, s]
     factors = (*elementary.scale(t, wide), t, *elementary.inverse(t, wide))
     arrays.over_rows(
         lambda full, reduced: backward(*full, *reduced, factors), [x, dx], reduced, axes, compute

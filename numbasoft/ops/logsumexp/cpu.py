@@ -8,7 +8,7 @@ from ...elementary import coefficients, exponential, largest, shift_of_lse, two_
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import row_maximum, row_others
 from ...split import row_total, segment_count
-from ...tiles import ROWS, log_of_sum, rows_in_tile, shifts
+from ...tiles import ROWS, first_lanes, log_of_sum, rows_in_tile, shifts
 from ...vector import (
     filled,
     fma,
@@ -112,7 +112,7 @@ def forward_parallel(x, mask, high, low, inverse_high, inverse_low, lse, blocks)
 
 @inline
 def backward_rows(
-    g,  # IN   (rows,) the gradient with respect to lse, in the computing type
+    g,  # IN   (rows,) the gradient with respect to lse, in float64
     x,  # IN   (rows, n)
     lse,  # IN   (rows,) what forward gave, in the computing type
     high,  # IN   log2(e) / T in two parts
@@ -131,15 +131,13 @@ def backward_rows(
     for i in range(start, stop):
         at, dx_at = row_at(x, i), row_at(dx, i)
         # A probability too small for a float may matter beside a large g: then its root is squared.
-        is_root = abs(np.float64(g[i])) > LARGE
+        is_root = abs(g[i]) > LARGE
         part = 0.5 if is_root else 1.0
         s = shift_of_lse(
             filled(x, lse[i] * part), temperature / part, inverse_high * part, inverse_low * part, high * part
         )
-        for k in range(5):
-            store(parts, 16 * k, s[k])
-        shift = (parts[0], parts[16], parts[32], parts[48], parts[64])
-        factor = factors(np.float64(g[i]), inverse_high, largest(x), is_root)
+        shift = first_lanes(s, parts)
+        factor = factors(g[i], inverse_high, largest(x), is_root)
         j = 0
         while j + w <= n:
             v = load(x, at + j)
@@ -154,13 +152,15 @@ def backward_rows(
 def factors(g, inverse, size, is_root):
     """Four numbers a, b, c, d that make (a * e) * (b * e + c) * d = p * g / T, whatever underflows.
 
-    e is ``size`` times p or, where ``is_root``, times p's square root.
+    e is ``size`` times p or, where ``is_root``, times p's square root. The fifth is the
+    result where log2(e / size) is above the sixth.
     """
+    limit = g * np.inf if g != 0.0 else 0.0
     if is_root:
-        return 1.0 / size, g / size, 0.0, inverse
+        return 1.0 / size, g / size, 0.0, inverse, limit, 30.0
     if abs(g) < 1.0:
-        return 1.0, 0.0, g, inverse / size
-    return 1.0, 0.0, g / size, inverse
+        return 1.0, 0.0, g, inverse / size, limit, 60.0
+    return 1.0, 0.0, g / size, inverse, limit, 60.0
 
 
 def gradient(v, factor, shift, high, low, c):
@@ -173,13 +173,20 @@ def gradient_by_type(v, factor, shift, high, low, c):
 
 
 def gradient_32(v, factor, shift, high, low, c):
-    e = bounded(v, shift, high, low, c)
-    return select(e == 0.0, 0.0, narrowed(product(widened(e), factor)))
+    e = at_most_largest(v, shift, high, low, c)
+    return limited(v, e, narrowed(product(widened(e), factor)), factor, shift, high)
 
 
 def gradient_64(v, factor, shift, high, low, c):
-    e = bounded(v, shift, high, low, c)
-    return select(e == 0.0, 0.0, product(e, factor))
+    e = at_most_largest(v, shift, high, low, c)
+    return limited(v, e, product(e, factor), factor, shift, high)
+
+
+@inline
+def at_most_largest(v, shift, high, low, c):
+    """exp(v / T - lse) times ``largest``: 0 far below the smallest float and for -inf."""
+    e = select(v - shift[0] < shift[3], 0.0, exponential(v, shift, high, low, c))
+    return select(v == -np.inf, 0.0, e)
 
 
 @inline
@@ -188,13 +195,10 @@ def product(e, factor):
 
 
 @inline
-def bounded(v, shift, high, low, c):
-    """exp(v / T - lse) times ``largest``: 0 far below the smallest float and for -inf, inf
-    above 2**60, which no lse of these v gives."""
-    d = v - shift[0]
-    e = select(d < shift[3], 0.0, exponential(v, shift, high, low, c))
-    e = select(fma(d, high, shift[4]) > 60.0, np.inf, e)
-    return select(v == -np.inf, 0.0, e)
+def limited(v, e, dx, factor, shift, high):
+    """The gradient where e is 0 and where it is too large for what ``exponential`` can give."""
+    dx = select(fma(v - shift[0], high, shift[4]) > factor[5], factor[4], dx)
+    return select(e == 0.0, 0.0, dx)
 
 
 @kernel

@@ -215,6 +215,8 @@ def softmax_backward(
         checks.out(out, y.shape, dtype, [("grad", grad), ("y", y)])
     if y.size == 0:
         return dx
+    if y.dtype != dtype:  # bool and integers
+        grad, y = grad.astype(dtype), y.astype(dtype)
     compute = computing_dtype(dtype, t)
     arrays.over_rows(lambda full, _: backward(*full, 1 / t), [grad, y, dx], [], axes, compute)
     return dx

@@ -29,12 +29,14 @@ from ...vector import (
     load,
     load_part,
     maximum,
+    narrowed,
     row_at,
     select,
     splat,
     stack_array,
     store,
     store_part,
+    widened,
 )
 
 
@@ -152,13 +154,24 @@ def backward_rows(
     n = y.shape[1]
     for i in range(start, stop):
         g_at, at, dx_at = row_at(g, i), row_at(y, i), row_at(dx, i)
+        # 0 times infinity is NaN: where this sum is finite, every g is
         dot = row_dot(g, g_at, y, at, n, None)
-        # 0 times infinity is NaN, so without one every g is finite and needs no care where y is 0
-        if inverse == 1.0 and np.isfinite(dot[0] + dot[1]):
+        if not abs(dot[0] + dot[1]) < safe_mean(y):
+            dot = row_dot(g, g_at, y, at, n, True)
+        if inverse == 1.0 and abs(dot[0] + dot[1]) < safe_mean(y):
             row_gradients(g, g_at, y, at, n, two_parts(dot, y), None, dx, dx_at)
         else:
-            dot = row_dot(g, g_at, y, at, n, True)
-            row_gradients(g, g_at, y, at, n, two_parts(dot, y), inverse, dx, dx_at)
+            row_gradients(g, g_at, y, at, n, dot, inverse, dx, dx_at)
+
+
+def safe_mean(like):
+    """No finite element less a number smaller than this overflows."""
+
+
+@overload(safe_mean, **INLINE)
+def safe_mean_by_type(like):
+    safe = 2.0**960 if like.dtype == types.float64 else 2.0**100
+    return lambda like: safe
 
 
 @inline
@@ -174,23 +187,32 @@ def row_gradients(g, g_at, y, at, n, mean, inverse, dx, dx_at):
 
 
 def gradient(g, y, mean, inverse):
-    """y * (g - mean) / T; ``inverse`` is 1 / T, or None for T = 1 and finite g."""
+    """y * (g - mean) / T, 0 where y is exactly 0; ``inverse`` is 1 / T, or None for 1."""
 
 
 @overload(gradient, **INLINE)
 def gradient_by_type(g, y, mean, inverse):
     if inverse == types.none:
-        return lambda g, y, mean, inverse: y * ((g - mean[0]) - mean[1])
-    large = 2.0**60 if y.element == types.float64 else 2.0**24
+        return lambda g, y, mean, inverse: select(y == 0.0, 0.0, y * ((g - mean[0]) - mean[1]))
+    return divided_64 if y.element == types.float64 else divided_32
 
-    def divided(g, y, mean, inverse):
-        # Of the two products the first must not overflow, nor be a subnormal that the second enlarges.
-        d = (g - mean[0]) - mean[1]
-        is_large = maximum(d, 0.0 - d) > large
-        product = y * select(is_large, d, d * inverse) * select(is_large, splat(d, inverse), 1.0)
-        return select(y == 0.0, 0.0, product)
 
-    return divided
+def divided_32(g, y, mean, inverse):
+    # in float64, where no difference overflows nor is rounded to a subnormal that 1 / T enlarges
+    dx = widened(y) * (widened(g) - (mean[0] + mean[1])) * inverse
+    return select(y == 0.0, 0.0, narrowed(dx))
+
+
+def divided_64(g, y, mean, inverse):
+    # of the two products the first must not overflow, nor be a subnormal that the second enlarges
+    d = (g - mean[0]) - mean[1]
+    quarter = (g * 0.25 - mean[0] * 0.25) - mean[1] * 0.25
+    is_too_large = maximum(d, 0.0 - d) == np.inf
+    y4 = select(is_too_large, y * 4.0, y)
+    d = select(is_too_large, quarter, d)
+    is_large = maximum(d, 0.0 - d) > 2.0**60
+    dx = y4 * select(is_large, d, d * inverse) * select(is_large, splat(d, inverse), 1.0)
+    return select(y == 0.0, 0.0, dx)
 
 
 @kernel
