@@ -57,23 +57,19 @@ def row_maximum(x, at, mask, mask_at, n):
     w = lanes(x)
     m0 = filled(x, -np.inf)
     m1 = m0
-    m2 = m0
-    m3 = m0
     j = 0
-    while j + 4 * w <= n:
+    while j + 2 * w <= n:
         m0 = maximum(load_kept(x, at + j, mask, mask_at + j), m0)
         m1 = maximum(load_kept(x, at + j + w, mask, mask_at + j + w), m1)
-        m2 = maximum(load_kept(x, at + j + 2 * w, mask, mask_at + j + 2 * w), m2)
-        m3 = maximum(load_kept(x, at + j + 3 * w, mask, mask_at + j + 3 * w), m3)
-        j += 4 * w
-    while j + w <= n:
+        j += 2 * w
+    if j + w <= n:
         m0 = maximum(load_kept(x, at + j, mask, mask_at + j), m0)
         j += w
     if j < n and n >= w:
         m1 = maximum(load_kept(x, at + n - w, mask, mask_at + n - w), m1)
     elif j < n:
         m1 = load_kept_part(x, at, mask, mask_at, n)
-    return max_across(maximum(maximum(m0, m1), maximum(m2, m3)))
+    return max_across(maximum(m0, m1))
 
 
 @inline
@@ -219,16 +215,6 @@ def row_scaled(e, e_at, n, factor, y, at):
     w = lanes(y)
     last = load(e, e_at + n - w) if n >= w else filled(y, 0.0)
     j = 0
-    while j + 4 * w <= n:
-        a = load(e, e_at + j)
-        b = load(e, e_at + j + w)
-        c = load(e, e_at + j + 2 * w)
-        d = load(e, e_at + j + 3 * w)
-        store(y, at + j, fma(a, factor[0], a * factor[1]))
-        store(y, at + j + w, fma(b, factor[0], b * factor[1]))
-        store(y, at + j + 2 * w, fma(c, factor[0], c * factor[1]))
-        store(y, at + j + 3 * w, fma(d, factor[0], d * factor[1]))
-        j += 4 * w
     while j + w <= n:
         a = load(e, e_at + j)
         store(y, at + j, fma(a, factor[0], a * factor[1]))
@@ -335,24 +321,29 @@ def row_sum(a, a_at, b, b_at, n):
     return sum_end(total)
 
 
-@inline
-def any_kept(x, mask, mask_at, n):
-    """Whether a mask keeps anything of a row; no mask keeps all."""
-    j = 0
-    while j < n:
+def filled_if_empty(x, mask, mask_at, n, m, y, at, count, value):
+    """Whether a mask keeps nothing of a row whose maximum is m; then count elements of y get a value."""
+
+
+@overload(filled_if_empty, **INLINE)
+def filled_if_empty_by_type(x, mask, mask_at, n, m, y, at, count, value):
+    if mask == types.none:  # nothing to compile: that takes a quarter of a second
+        return lambda x, mask, mask_at, n, m, y, at, count, value: False
+    return fill_if_empty
+
+
+def fill_if_empty(x, mask, mask_at, n, m, y, at, count, value):
+    if m != -np.inf:
+        return False
+    w = lanes(y)
+    for j in range(0, n, w):
         if any_kept_of(x, mask, mask_at + j, n - j):
-            return True
-        j += lanes(x)
-    return False
-
-
-@inline
-def row_filled(y, at, n, value):
-    """Every element of a row set to one value."""
+            return False
     v = filled(y, value)
     j = 0
-    while j + lanes(y) <= n:
+    while j + w <= count:
         store(y, at + j, v)
-        j += lanes(y)
-    if j < n:
-        store_part(y, at + j, n - j, v)
+        j += w
+    if j < count:
+        store_part(y, at + j, count - j, v)
+    return True

@@ -7,8 +7,7 @@ from numba.extending import overload
 from ...elementary import coefficients, exponential, largest
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import (
-    any_kept,
-    row_filled,
+    filled_if_empty,
     row_logarithms,
     row_maximum,
     row_others,
@@ -80,10 +79,8 @@ def forward_rows(
         # loop 5: the maximum and the logarithm of the sum subtracted from every element
         for r in range(count):
             y_at = row_at(y, i + r)
-            if m[r] == -np.inf and not any_kept(x, mask, row_at(mask, i + r), n):
-                row_filled(y, y_at, n, -np.inf)
-            else:
-                at, mask_at, log = row_at(x, i + r), row_at(mask, i + r), (first[r], second[r])
+            at, mask_at, log = row_at(x, i + r), row_at(mask, i + r), (first[r], second[r])
+            if not filled_if_empty(x, mask, mask_at, n, m[r], y, y_at, n, -np.inf):
                 row_logarithms(x, at, mask, mask_at, n, m[r], inverse, log, y, y_at)
         i += count
 
@@ -119,9 +116,7 @@ def subtract_segment(
     logarithm[0] = log_of_sum(s[0], s[1], s[2], x) if m[i] < np.inf else np.nan
     in_two_parts(logarithm, 1, one, two)
     at, mask_at, y_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(y, i) + first
-    if m[i] == -np.inf and not any_kept(x, mask, row_at(mask, i), n):
-        row_filled(y, y_at, count, -np.inf)
-    else:
+    if not filled_if_empty(x, mask, row_at(mask, i), n, m[i], y, y_at, count, -np.inf):
         inverse = (inverse_high, inverse_low)
         row_logarithms(x, at, mask, mask_at, count, m[i], inverse, (one[0], two[0]), y, y_at)
 

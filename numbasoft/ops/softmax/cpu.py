@@ -6,10 +6,9 @@ from numba.extending import overload
 
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import (
-    any_kept,
+    filled_if_empty,
     row_dot,
     row_exponentials,
-    row_filled,
     row_maximum,
     row_quotients,
     row_scaled,
@@ -80,10 +79,9 @@ def forward_rows(
         # loop 4: every element divided by the sum of its row
         for r in range(count):
             e_at = row_at(e, i + r) if work is None else row_at(e, block) + r * n
-            if m[r] == -np.inf and not any_kept(x, mask, row_at(mask, i + r), n):
-                row_filled(y, row_at(y, i + r), n, 0.0)
-            else:
-                row_scaled(e, e_at, n, (first[r], second[r]), y, row_at(y, i + r))
+            y_at = row_at(y, i + r)
+            if not filled_if_empty(x, mask, row_at(mask, i + r), n, m[r], y, y_at, n, 0.0):
+                row_scaled(e, e_at, n, (first[r], second[r]), y, y_at)
         i += count
 
 
@@ -120,9 +118,9 @@ def divide_segment(
     total[0], lost[0] = s[0], s[1]
     reciprocals(total, lost, 1, one, two)
     at, mask_at, y_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(y, i) + first
-    if m[i] == -np.inf and not any_kept(x, mask, row_at(mask, i), n):
-        row_filled(y, y_at, count, 0.0)
-    elif e is None:
+    if filled_if_empty(x, mask, row_at(mask, i), n, m[i], y, y_at, count, 0.0):
+        return
+    if e is None:
         shift = row_shift(x, m[i], high, low)
         row_quotients(x, at, mask, mask_at, count, shift, high, low, (one[0], two[0]), y, y_at)
     else:
