@@ -6,7 +6,8 @@ and every value in it is a register full of elements.
 
 A vector holds 64 bytes of float32 or float64 on every machine. LLVM splits it into what
 the CPU has (one AVX-512, two AVX2, four NEON or SSE registers), so that the order of
-every addition, and with it every bit of a result, does not depend on the CPU.
+every addition does not depend on the CPU. Without FMA instructions results may differ
+in the last bit.
 
 Arrays of 16-bit floats come as integers, because Numba's CPU target knows no such type:
 uint16 is bfloat16, int16 is float16. They are widened to float32 when loaded and rounded
