@@ -289,6 +289,31 @@ def test_one_at_a_time_under_workqueue(run):
     assert run(code, "workqueue") == [True, False, False, True, True, True]
 
 
+@pytest.mark.parametrize("call", ["logsumexp(long)", "logsumexp(long, axis=0)", "softmax(long, out=out)"])
+def test_a_long_call_can_be_interrupted(run, call):
+    # all rows lie at the same place in memory, so this would take minutes, and the limit is one
+    code = f"""
+    from numbasoft import logsumexp
+    row = np.zeros(1 << 16, "f4")
+    long = np.broadcast_to(row, (4_000_000, 1 << 16))
+    if "axis=0" in "{call}":
+        long = np.broadcast_to(row[:4096], (100_000_000, 4096))
+    if "out" in "{call}":
+        long = np.zeros((1 << 11, 1 << 16), "f4")  # in place, again and again
+        out = long
+    for few in np.zeros((64, 4096), "f4"), np.zeros((4096, 64), "f4").T:
+        logsumexp(few), logsumexp(few, axis=0), softmax(few)  # compiled: LLVM swallows an interrupt
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 2)
+    try:
+        while True:
+            {call}
+    except KeyboardInterrupt:
+        show(right())
+    """
+    assert run(code, "tbb") == [True]
+
+
 def test_an_exception_ends_the_region(run):
     code = """
     try:

@@ -45,7 +45,7 @@ class Workers:
         for process in list(self.running):
             process.kill()
 
-    def ask(self, request: dict) -> Iterator[dict]:
+    def ask(self, request: dict, module: str = "numbasoft.report.worker") -> Iterator[dict]:
         """The records of one worker, as they come."""
         threads = str(request["threads"])
         surroundings = os.environ | {
@@ -55,7 +55,7 @@ class Workers:
             "OPENBLAS_NUM_THREADS": threads,
             "OMP_WAIT_POLICY": "PASSIVE",
         }
-        command = [sys.executable, "-m", "numbasoft.report.worker", json.dumps(request)]
+        command = [sys.executable, "-m", module, json.dumps(request)]
         with tempfile.TemporaryFile("w+") as complaints:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=complaints, env=surroundings, text=True
