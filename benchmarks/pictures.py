@@ -100,7 +100,7 @@ def draw(stored: dict, folder: Path) -> None:
         axes.set(xscale="log", yscale="log", xlabel="elements of a row", ylabel=label)
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         figure.savefig(folder / file, metadata={"Date": None})
 
     lines("bandwidth", "GB/s (input read once, output written once)", "bandwidth.svg", ())
@@ -111,6 +111,7 @@ def draw(stored: dict, folder: Path) -> None:
     axes = figure.subplots()
     bars = axes.barh(list(ladder), [seconds * 1e9 for seconds in ladder.values()])
     axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.margins(x=0.1)
     axes.invert_yaxis()
     axes.set_xlabel("ns per element, one thread, 4096 x 1000")
     axes.set_title(f"from the naive formula to the production kernel, {here['cpu']}", fontsize=9)

@@ -78,3 +78,35 @@ def test_float16_is_converted_by_the_processor(assembly):
     (text,) = assembly["float16"]
     assert re.search(r"\bvcvtph2ps\s.*%[xyz]mm", text)
     assert re.search(r"\bvcvtps2ph\s.*%[xyz]mm", text)
+
+
+# The code for another CPU can be compiled and read here, if not run.
+OTHER_CPU = """
+import sys
+from numba import types
+from numbasoft.ops.softmax import cpu
+
+array = [types.Array(types.float32, 2, "A", readonly=readonly) for readonly in (True, False)]
+cpu.forward.compile((array[0], types.none, types.none, types.float64, types.float64, array[1]))
+print(cpu.forward.inspect_asm(cpu.forward.signatures[0]))
+"""
+AVX512 = (
+    "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+avx,+avx2,+fma,+f16c,+avx512f,+avx512vl,+avx512bw,+avx512dq"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "instruction"),
+    [
+        ("skylake-avx512", AVX512, r"vfmadd\w+ps\s[^\n]*%zmm"),
+        ("x86-64", "+sse,+sse2", r"\tmulps\s[^\n]*%xmm"),
+    ],
+)
+def test_other_machines_get_vector_code(name, features, instruction, tmp_path):
+    places = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    places["PYTHONPATH"] = str(Path(numbasoft.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_CPU], env=os.environ | places, capture_output=True, text=True, check=True
+    )
+    assert len(re.findall(instruction, done.stdout)) > 20
+    assert not LIBRARY.findall(done.stdout)
