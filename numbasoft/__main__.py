@@ -65,7 +65,9 @@ def parser() -> Parser:
             description=f"Write {name} of the array in INPUT to OUTPUT. Files may be larger than memory.",
         )
         command.add_argument("input", metavar="INPUT", help=".npy file of logits")
-        command.add_argument("output", metavar="OUTPUT", help=".npy file that appears when it is complete")
+        command.add_argument(
+            "output", metavar="OUTPUT", help=".npy file that appears, or is replaced, when it is complete"
+        )
         command.add_argument(
             "--axis",
             type=axes,
@@ -115,6 +117,8 @@ def report(arguments) -> int:
     if arguments.plot:
         if importlib.util.find_spec("matplotlib") is None:
             fail("--plot needs matplotlib: pip install 'numbasoft[plot]'")
+        if Path(arguments.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
+            fail(f"--plot {arguments.plot}: its name must end in .png, .svg or .pdf")
         if not Path(arguments.plot).absolute().parent.is_dir():
             fail(f"--plot {arguments.plot}: its directory does not exist")
     result = run.report(threads=arguments.threads, quick=arguments.quick)

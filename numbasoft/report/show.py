@@ -179,5 +179,5 @@ def plot(result: dict, path: str) -> None:
     axes.set_xlabel("time of the library / time of numbasoft (right of 1: numbasoft is faster)")
     axes.set_title(f"{result['environment']['cpu']}, {result['speed']['threads']} threads", fontsize=9)
     axes.grid(axis="x", which="both", alpha=0.3)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=len(names), fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(names), fontsize=8)
     figure.savefig(path, dpi=150)

@@ -1,5 +1,7 @@
 """log_softmax and its gradient, for callers: checks, shapes, allocation, choice of kernel."""
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike
 

@@ -1,5 +1,7 @@
 """logsumexp and its gradient, for callers: checks, shapes, allocation, choice of kernel."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np

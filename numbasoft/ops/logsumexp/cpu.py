@@ -125,9 +125,7 @@ def backward_rows(
     dx,  # OUT  (rows, n) g * exp(x / T - lse) / T
 ):
     n = x.shape[1]
-    w = lanes(x)
     parts = stack_array(x, 80)
-    c = coefficients(filled(x, 0.0))
     for i in range(start, stop):
         at, dx_at = row_at(x, i), row_at(dx, i)
         # A probability too small for a float may matter beside a large g: then its root is squared.
@@ -137,25 +135,35 @@ def backward_rows(
             filled(x, lse[i] * part), temperature / part, inverse_high * part, inverse_low * part, high * part
         )
         shift = first_lanes(s, parts)
-        factor = factors(g[i], inverse_high, largest(x), is_root)
-        j = 0
-        while j + w <= n:
-            v = load(x, at + j)
-            store(dx, dx_at + j, gradient(v, factor, shift, high * part, low * part, c))
-            j += w
-        if j < n:
-            v = load_part(x, at + j, n - j, -np.inf)
-            store_part(dx, dx_at + j, n - j, gradient(v, factor, shift, high * part, low * part, c))
+        limit = g[i] * np.inf if g[i] != 0.0 else 0.0
+        if np.isfinite(lse[i]) and 1.0 / LARGE < abs(g[i] * inverse_high) and not is_root:
+            factor = (g[i] * inverse_high / largest(x), limit)
+            row_gradients(x, at, n, factor, shift, high, low, dx, dx_at)
+        else:
+            factors = four_factors(g[i], inverse_high, largest(x), is_root, limit)
+            row_gradients(x, at, n, factors, shift, high * part, low * part, dx, dx_at)
 
 
 @inline
-def factors(g, inverse, size, is_root):
+def row_gradients(x, at, n, factor, shift, high, low, dx, dx_at):
+    w = lanes(x)
+    c = coefficients(filled(x, 0.0))
+    j = 0
+    while j + w <= n:
+        store(dx, dx_at + j, gradient(load(x, at + j), factor, shift, high, low, c))
+        j += w
+    if j < n:
+        v = load_part(x, at + j, n - j, -np.inf)
+        store_part(dx, dx_at + j, n - j, gradient(v, factor, shift, high, low, c))
+
+
+@inline
+def four_factors(g, inverse, size, is_root, limit):
     """Four numbers a, b, c, d that make (a * e) * (b * e + c) * d = p * g / T, whatever underflows.
 
     e is ``size`` times p or, where ``is_root``, times p's square root. The fifth is the
     result where log2(e / size) is above the sixth.
     """
-    limit = g * np.inf if g != 0.0 else 0.0
     if is_root:
         return 1.0 / size, g / size, 0.0, inverse, limit, 30.0
     if abs(g) < 1.0:
@@ -164,12 +172,20 @@ def factors(g, inverse, size, is_root):
 
 
 def gradient(v, factor, shift, high, low, c):
-    """The product that ``factors`` describes, 0 where the exponential is 0."""
+    """The exponential times one factor (with the result where it is too large) or ``four_factors``."""
 
 
 @overload(gradient, **INLINE)
 def gradient_by_type(v, factor, shift, high, low, c):
+    if len(factor) == 2:
+        return plain_gradient
     return gradient_64 if v.element == types.float64 else gradient_32
+
+
+def plain_gradient(v, factor, shift, high, low, c):
+    d = v - shift[0]
+    e = select(d < shift[3], 0.0, exponential(v, shift, high, low, c))
+    return select(fma(d, high, shift[4]) > 60.0, factor[1], e * factor[0])
 
 
 def gradient_32(v, factor, shift, high, low, c):

@@ -1,5 +1,7 @@
 """softmax and its gradient, for callers: checks, shapes, allocation, choice of kernel."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
