@@ -19,8 +19,9 @@ from . import transpose
 Array: TypeAlias = NDArray[Any]
 Axis: TypeAlias = int | tuple[int, ...] | None
 
-# Elements of a block: with input and output it stays in a second cache of 1 MiB.
-BLOCK = 1 << 17
+# Elements of a block. 2 MiB of float32 leave the second cache, but smaller blocks cut an array along another
+# axis into pieces of few cache lines: a quarter as many measured 15 % slower.
+BLOCK = 1 << 19
 # Elements that one kernel call does at most, so that Ctrl-C is seen in between.
 CALL = 1 << 26
 

@@ -5,7 +5,7 @@ from numba import prange
 
 from .jit import inline, kernel, parallel_kernel
 from .launch import launch
-from .vector import block_side, row_at, transpose_block
+from .vector import block_side, prefetch_to_write, row_at, transpose_block
 
 TILE = 64  # elements of one side: the lines of both arrays stay in the first cache until used whole
 BITS = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
@@ -26,6 +26,9 @@ def copy_rows(source, first, stop, to):
             last = min(j + far, source.shape[1])
             while crossed and j + 2 * side <= last:
                 p = i
+                if near == side:  # the lines to be written next: 5 %
+                    for r in range(end, end + side):
+                        prefetch_to_write(to, r * to_step + j)
                 while p + side <= end:
                     transpose_block(columns, j * step + p, step, to, p * to_step + j, to_step)
                     p += side

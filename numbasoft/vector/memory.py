@@ -281,7 +281,7 @@ def prefetch_to_write(typingctx, array, offset):
 
 
 def prefetching(array, to_write):
-    if array != types.none and not is_loadable(array):
+    if array != types.none and not isinstance(array, types.Array):
         return None
 
     def lower(context, builder, sig, args):
