@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import llvmlite.binding as llvm
+import numpy as np
 import pytest
 
 import numbasoft
+from numbasoft import arrays
 
 FEATURES = llvm.get_host_cpu_features()
 
@@ -110,3 +112,23 @@ def test_other_machines_get_vector_code(name, features, instruction, tmp_path):
     )
     assert len(re.findall(instruction, done.stdout)) > 20
     assert not LIBRARY.findall(done.stdout)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1, 10), (300, 400)])
+def test_plain_calls_skip_the_general_path(dtype, shape, monkeypatch, rng):
+    x, g = rng.standard_normal((2, *shape)).astype(dtype)
+    p, log_p = numbasoft.softmax(x), numbasoft.log_softmax(x)
+    expected = numbasoft.softmax_backward(g, p), numbasoft.log_softmax_backward(g, log_p)
+
+    def taken(*_):
+        raise AssertionError("the general path was taken")
+
+    monkeypatch.setattr(arrays, "over_rows", taken)
+    np.testing.assert_array_equal(numbasoft.softmax(x, out=np.empty_like(x)), p)
+    np.testing.assert_array_equal(numbasoft.log_softmax(x, -1, temperature=1.0), log_p)
+    np.testing.assert_array_equal(numbasoft.softmax_backward(g, p), expected[0])
+    np.testing.assert_array_equal(numbasoft.log_softmax_backward(g, log_p), expected[1])
+    for other in lambda: numbasoft.softmax(x[:, ::2]), lambda: numbasoft.softmax(x, temperature=2.0):
+        with pytest.raises(AssertionError, match="general path"):
+            other()

@@ -36,7 +36,7 @@ class Rival:
         self.threads = threads
 
     def prepare(self, work: Workload, arrays: tuple[np.ndarray, ...]) -> tuple[Call, Read]:
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} has nothing for {work.name}")
 
     @classmethod
     def missing(cls) -> str | None:

@@ -140,7 +140,8 @@ def log_softmax_backward(
     numpy.ndarray
         dx, within 4 ULP of the larger of the result and the largest of the terms ``g[j]``
         and ``exp(log_y[j]) * g[k]``. Where ``log_y`` is -inf it is exactly 0 and ``grad``
-        does not count, even if it is NaN.
+        does not count, even if it is NaN. A row of float64 gradients whose sum overflows,
+        which takes some near 1e308, is NaN.
 
     Raises
     ------
