@@ -83,6 +83,21 @@ def row_maxima(x, mask):
     return maxima.reshape(x.shape[0], -1).max(axis=1)
 
 
+def row_logarithms(x, mask, m, high, low):
+    """Loops 2 to 4 of log_softmax for few long rows: log of the sum of exp(x - m) for every row."""
+    sums, logarithms = np.zeros((segments_of(*x.shape), 2)), np.zeros(x.shape[0])
+    key, inputs = (x.dtype, mask is None), (x, mask, m, high, low)
+    split_key = (*key, True)  # no room for exponentials
+    launch(
+        split.exponentials, split.exponentials_parallel, split_key, inputs, (None, sums), len(sums), x.size
+    )
+    launch(split.logarithms, split.logarithms, x.dtype, (x, m, sums), (logarithms,), 1, 1)
+    if (logarithms < 0).any():
+        launch(split.others, split.others_parallel, key, (*inputs, logarithms), (sums,), len(sums), x.size)
+        launch(split.logarithms, split.logarithms, x.dtype, (x, m, sums), (logarithms,), 1, 1)
+    return logarithms
+
+
 def workspace(blocks, n):
     """Room for the exponentials of a tile of rows, for each of the blocks."""
     return np.empty((blocks, max(n, TILE)), np.float32)

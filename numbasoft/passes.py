@@ -5,7 +5,8 @@ What a pass does to its row, in which order, depends on n and on the values alon
 
 The four loops of softmax are ``row_maximum`` (loop 1), ``row_exponentials`` (loops 2
 and 3 in one traversal, which measured 12 to 15 % faster than two) and ``row_scaled``
-(loop 4). log_softmax and logsumexp take ``row_others`` for loops 2 and 3.
+(loop 4). log_softmax and logsumexp keep no
+exponentials, and sum those of a confident row by ``row_others`` once more.
 """
 
 import numpy as np
@@ -14,7 +15,15 @@ from numba.extending import overload
 
 from .elementary import coefficients, exponential, two_sum
 from .jit import INLINE, inline
-from .summation import dot_push, dot_start, exact_push, sum_end, sum_joined, sum_push, sum_start
+from .summation import (
+    dot_push,
+    dot_start,
+    exact_push,
+    sum_end,
+    sum_joined,
+    sum_push,
+    sum_start,
+)
 from .vector import (
     any_kept_of,
     below,
@@ -30,9 +39,9 @@ from .vector import (
     prefetch,
     prefetch_to_write,
     select,
+    stack_block,
     store,
     store_part,
-    sum_across,
 )
 
 # A long row is summed in at most 64 segments, each a multiple of SEGMENT elements, whose sums
@@ -76,21 +85,24 @@ def row_maximum(x, at, mask, mask_at, n):
 def segment_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead):
     """Loops 2 and 3 over one segment: exp of every element, kept in e (or None), and their sum."""
     total = sum_start(filled(x, 0.0))
+    block = block_in(e, stack_block(x, BLOCK))
     c = coefficients(filled(x, 0.0))
     w = lanes(x)
     # The last vector may overlap the one before; it is read before that overwrites it in place.
     last = load_kept(x, at + n - w, mask, mask_at + n - w) if n >= w else filled(x, 0.0)
     j = 0
     while j + w <= n:
-        start, stop = j, min(j + BLOCK, n)
+        start, stop = block_start(e, e_at + j), min(j + BLOCK, n)
+        k = start
         while j + w <= stop:
             prefetch(x, at + j + ahead)
             v = exponential(load_kept(x, at + j, mask, mask_at + j), shift, high, low, c)
             prefetch_to_write(e, e_at + j + ahead)
-            store(e, e_at + j, v)
-            total = sum_unless_stored(total, e, v)
+            store(block, k, v)
             j += w
-        total = sum_stored(total, e, e_at + start, j - start)
+            k += w
+        for i in range(start, k, w):
+            total = sum_push(total, load(block, i))
     if j < n and n >= w:
         v = exponential(last, shift, high, low, c)
         store(e, e_at + n - w, v)
@@ -102,32 +114,22 @@ def segment_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahe
     return sum_end(total)
 
 
-def sum_stored(total, e, at, count):
-    """Loop 3 over exponentials that loop 2 has stored, full vectors; no array: nothing."""
+def block_in(e, on_stack):
+    """Where the exponentials of a block wait for loop 3: in e if there is one."""
 
 
-@overload(sum_stored, **INLINE)
-def sum_stored_by_type(total, e, at, count):
-    if e == types.none:
-        return lambda total, e, at, count: total
-
-    def loop(total, e, at, count):
-        for k in range(0, count, lanes(e)):
-            total = sum_push(total, load(e, at + k))
-        return total
-
-    return loop
+@overload(block_in, **INLINE)
+def block_in_by_type(e, on_stack):
+    return (lambda e, on_stack: on_stack) if e == types.none else (lambda e, on_stack: e)
 
 
-def sum_unless_stored(total, e, v):
-    """Loop 3 for one vector of exponentials where there is no array to store them in."""
+def block_start(e, e_at):
+    """Where a block begins that would be at ``e_at`` in e."""
 
 
-@overload(sum_unless_stored, **INLINE)
-def sum_unless_stored_by_type(total, e, v):
-    if e == types.none:
-        return lambda total, e, v: sum_push(total, v)
-    return lambda total, e, v: total
+@overload(block_start, **INLINE)
+def block_start_by_type(e, e_at):
+    return (lambda e, e_at: 0) if e == types.none else (lambda e, e_at: e_at)
 
 
 def without_c(shift):
@@ -163,50 +165,34 @@ def row_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead):
 
 @inline
 def segment_others(x, at, mask, mask_at, n, m, shift, high, low):
-    """Loops 2 and 3 for log_softmax: the sum of exp without the maxima, and their number.
-
-    Near a probability of 1 the logarithm needs the sum of the others by itself: 1 + 1e-18
-    is 1 in every float, log1p(1e-18) is not 0.
-    """
-    maxima = filled(x, 0.0)
-    total = dot_start(maxima)
-    c = coefficients(maxima)
+    """The sum of exp over one segment without the row's maximum (see tiles.CONFIDENT)."""
+    total = dot_start(filled(x, 0.0))
+    c = coefficients(filled(x, 0.0))
+    w = lanes(x)
     j = 0
-    while j + lanes(x) <= n:
+    while j + w <= n:
         v = load_kept(x, at + j, mask, mask_at + j)
-        is_max = v == m
-        total = exact_push(total, select(is_max, 0.0, exponential(v, shift, high, low, c)))
-        maxima = maxima + select(is_max, 1.0, filled(x, 0.0))
-        j += lanes(x)
+        total = exact_push(total, select(v == m, 0.0, exponential(v, shift, high, low, c)))
+        j += w
     if j < n:
         v = load_kept_part(x, at + j, mask, mask_at + j, n - j)
-        is_max = v == m
-        inside = below(v, n - j)
-        e = select(is_max, 0.0, exponential(v, shift, high, low, c))
-        total = exact_push(total, select(inside, e, 0.0))
-        maxima = maxima + select(inside, select(is_max, 1.0, filled(x, 0.0)), 0.0)
-    s = sum_end(total)
-    return s[0], s[1], np.float64(sum_across(maxima))
+        e = select(v == m, 0.0, exponential(v, shift, high, low, c))
+        total = exact_push(total, select(below(v, n - j), e, 0.0))
+    return sum_end(total)
 
 
 @inline
 def row_others(x, at, mask, mask_at, n, m, shift, high, low):
-    """Loops 2 and 3 over a row: the sum of exp without the maxima in two parts, their number."""
+    """The sum of exp over a row without its maximum, in two parts."""
     length = segment_length(n)
     total = 0.0
     lost = 0.0
-    maxima = 0.0
     j = 0
     while j < n:
-        count = min(length, n - j)
-        if shift[0] == 0.0:
-            s = segment_others(x, at + j, mask, mask_at + j, count, m, without_c(shift), high, low)
-        else:
-            s = segment_others(x, at + j, mask, mask_at + j, count, m, shift, high, low)
+        s = segment_others(x, at + j, mask, mask_at + j, min(length, n - j), m, shift, high, low)
         total, lost = sum_joined(x, total, lost, s)
-        maxima += s[2]
-        j += count
-    return total, lost, maxima
+        j += length
+    return total, lost
 
 
 @inline
@@ -261,8 +247,28 @@ def logarithm(v, m, reduced, inverse, logarithms):
 
 
 @inline
+def row_differences(x, at, mask, mask_at, n, subtrahend, y, y_at):
+    """Loop 5 of log_softmax where T is 1: x[j] - (m + l) for every element, m + l in two parts.
+
+    Where x[j] is near the first part, the first subtraction is exact.
+    """
+    w = lanes(x)
+    last = load_kept(x, at + n - w, mask, mask_at + n - w) if n >= w else filled(x, 0.0)
+    j = 0
+    while j + w <= n:
+        v = load_kept(x, at + j, mask, mask_at + j)
+        store(y, y_at + j, (v - subtrahend[0]) - subtrahend[1])
+        j += w
+    if j < n and n >= w:
+        store(y, y_at + n - w, (last - subtrahend[0]) - subtrahend[1])
+    elif j < n:
+        v = load_kept_part(x, at, mask, mask_at, n)
+        store_part(y, y_at, n, (v - subtrahend[0]) - subtrahend[1])
+
+
+@inline
 def row_logarithms(x, at, mask, mask_at, n, m, inverse, logarithms, y, y_at):
-    """Loop 5 of log_softmax: x[j] - m - l for every element."""
+    """Loop 5 of log_softmax with any T: (x[j] - m) / T - l for every element."""
     w = lanes(x)
     # where x[j] - m could overflow though its quotient by T does not, both are made smaller first
     reduced = 0.25 if abs(np.float64(m)) > largest_safe(x) else 1.0

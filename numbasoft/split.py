@@ -5,6 +5,7 @@ row done by one thread: the bits are the same. Every kernel does one step of the
 for all segments of all rows, numbered row by row; work on a row waits for the step before.
 """
 
+import numpy as np
 from numba import prange
 
 from .elementary import shift_of
@@ -17,7 +18,7 @@ from .passes import (
     without_c,
 )
 from .summation import sum_joined
-from .tiles import first_lanes
+from .tiles import ROWS, first_lanes, log_of_others, logarithms_of_sums
 from .vector import filled, row_at, stack_array
 
 
@@ -46,11 +47,9 @@ def row_total(x, sums, first, n):
     """The sums of a row's segments combined in order, as ``passes.row_exponentials`` does."""
     total = 0.0
     lost = 0.0
-    maxima = 0.0
     for unit in range(first, first + segment_count(n)):
         total, lost = sum_joined(x, total, lost, (sums[unit, 0], sums[unit, 1]))
-        maxima += sums[unit, 2]
-    return total, lost, maxima
+    return total, lost
 
 
 @inline
@@ -102,28 +101,37 @@ def exponentials_parallel(x, mask, m, high, low, e, sums, blocks):
 
 
 @inline
-def others_of(x, mask, m, high, low, unit, sums):
+def others_of(x, mask, m, high, low, logarithms, unit, sums):
     n = x.shape[1]
     i, first, count = place(unit, n)
+    if not logarithms[i] < 0.0:
+        return
     shift = row_shift(x, m[i], high, low)
     at, mask_at = row_at(x, i) + first, row_at(mask, i) + first
-    if shift[0] == 0.0:
-        s = segment_others(x, at, mask, mask_at, count, m[i], without_c(shift), high, low)
-    else:
-        s = segment_others(x, at, mask, mask_at, count, m[i], shift, high, low)
-    sums[unit, 0] = s[0]
-    sums[unit, 1] = s[1]
-    sums[unit, 2] = s[2]
+    sums[unit, 0], sums[unit, 1] = segment_others(x, at, mask, mask_at, count, m[i], shift, high, low)
 
 
 @kernel
-def others(x, mask, m, high, low, sums):
-    """Loops 2 and 3 of log_softmax, segment by segment."""
+def others(x, mask, m, high, low, logarithms, sums):
+    """Loops 2 and 3 of log_softmax without the maxima, for rows whose logarithm is -1."""
     for unit in range(sums.shape[0]):
-        others_of(x, mask, m, high, low, unit, sums)
+        others_of(x, mask, m, high, low, logarithms, unit, sums)
 
 
 @parallel_kernel
-def others_parallel(x, mask, m, high, low, sums, blocks):
+def others_parallel(x, mask, m, high, low, logarithms, sums, blocks):
     for unit in prange(sums.shape[0]):
-        others_of(x, mask, m, high, low, unit, sums)
+        others_of(x, mask, m, high, low, logarithms, unit, sums)
+
+
+@kernel
+def logarithms(x, m, sums, logarithms):
+    """Loop 4 of log_softmax: log of the sum for every row, or -1 if that takes ``others`` first."""
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    maximum, log = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    for i in range(x.shape[0]):
+        total[0], lost[0] = row_total(x, sums, i * segment_count(x.shape[1]), x.shape[1])
+        maximum[0], log[0] = m[i], log_of_others(total[0], lost[0], x)
+        if not logarithms[i] < 0.0:
+            logarithms_of_sums(total, lost, maximum, 1, x, log)
+        logarithms[i] = log[0]

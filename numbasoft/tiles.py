@@ -6,15 +6,20 @@ rows do not wait for each other, and one vector instruction serves up to 16 rows
 
 import math
 
+import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .elementary import largest, shift_of
+from .elementary import largest, logarithm, shift_of, two_sum
 from .jit import INLINE, inline
-from .vector import fma, lanes, load, narrowed, store, widened
+from .vector import fma, lanes, load, maximum, narrowed, select, store, widened
 
 ROWS = 16
 TILE = 2048  # elements; 16 KiB of float32 in and out stay in a first cache of 32 KiB
+
+# A row whose other exponentials sum to less than this part of the largest is confident: what it
+# needs is their sum by itself, as 1 + 1e-18 is 1 in every float, while log1p(1e-18) is not 0.
+CONFIDENT = 2.0**-12
 
 
 @inline
@@ -72,19 +77,66 @@ def in_two_parts_64(numbers, count, first, second):
         store(second, j, load(numbers, j) * 0.0)
 
 
+def logarithms_of_sums(total, lost, m, count, like, logarithms):
+    """log(sum exp(x - m)) for every row of a tile; -1 where the row is confident or m infinite."""
+
+
+@overload(logarithms_of_sums, **INLINE)
+def logarithms_of_sums_by_type(total, lost, m, count, like, logarithms):
+    return logarithms_of_sums_64 if like.dtype == types.float64 else logarithms_of_sums_32
+
+
+def logarithms_of_sums_32(total, lost, m, count, like, logarithms):
+    for j in range(0, count, 8):
+        s, top = load(total, j), load(m, j)
+        log = logarithm(s * (1.0 / largest(like)))
+        log = select(s - largest(like) < CONFIDENT * largest(like), -1.0, log)
+        store(logarithms, j, select(maximum(top, 0.0 - top) == np.inf, -1.0, log))
+
+
+def logarithms_of_sums_64(total, lost, m, count, like, logarithms):
+    for r in range(count):
+        others = (total[r] - largest(like)) + lost[r]
+        is_special = others < CONFIDENT * largest(like) or np.isinf(m[r])
+        logarithms[r] = -1.0 if is_special else math.log1p(others / largest(like))
+
+
+@inline
+def log_of_others(others, lost, like):
+    """log(sum exp(x - m)) of one row from the sum of its exponentials without the maximum."""
+    return math.log1p((others + lost) / largest(like))
+
+
+def subtrahends(m, logarithms, count, first, second):
+    """m + l in float64, one per row of a tile, as two numbers of the computing type each."""
+
+
+@overload(subtrahends, **INLINE)
+def subtrahends_by_type(m, logarithms, count, first, second):
+    return subtrahends_64 if first.dtype == types.float64 else subtrahends_32
+
+
+def subtrahends_32(m, logarithms, count, first, second):
+    for j in range(0, count, 8):
+        top, log = load(m, j), load(logarithms, j)
+        high = narrowed(top + log)
+        store(first, j, high)
+        store(second, j, narrowed((top - widened(high)) + log))
+
+
+def subtrahends_64(m, logarithms, count, first, second):
+    for j in range(0, count, 8):
+        high, low = two_sum(load(m, j), load(logarithms, j))
+        store(first, j, high)
+        store(second, j, low)
+
+
 @inline
 def first_lanes(shift, parts):
     """The shift of one row as numbers; ``parts`` is a stack array of 80 elements."""
     for k in range(5):
         store(parts, 16 * k, shift[k])
     return parts[0], parts[16], parts[32], parts[48], parts[64]
-
-
-@inline
-def log_of_sum(others, lost, maxima, like):
-    """log(sum exp(x - m)) from the sum without the maxima, and how many of those there are."""
-    r = (others + lost) / largest(like)
-    return math.log1p(r) if maxima == 1.0 else math.log(maxima + r)
 
 
 def reciprocals(total, lost, count, first, second):

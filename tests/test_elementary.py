@@ -1,9 +1,11 @@
 """The bounds that numbasoft/elementary.py states for its polynomials and its table."""
 
 import mpmath
+import numba
 import numpy as np
 
 from numbasoft import elementary as el
+from numbasoft.vector import load, store
 
 
 def largest_relative_error(coefficients, limit):
@@ -34,3 +36,22 @@ def test_the_table_is_nearly_exact():
             entry = np.int32(bits + (j << 20)).view(np.float32)
             exact = mpmath.mpf(el.CENTRE) * mpmath.mpf(2) ** (mpmath.mpf(j) / 8)
             assert abs(mpmath.mpf(float(entry)) / exact - 1) < 0.08 * 2.0**-24
+
+
+@numba.njit
+def logarithms(v, result):
+    for j in range(0, v.size, 8):
+        store(result, j, el.logarithm(load(v, j)))
+
+
+def test_the_logarithm(rng):
+    v = 2.0 ** np.concatenate([rng.uniform(np.log2(1 + 2**-12), 1, 4000), rng.uniform(0.001, 64, 4000)])
+    v[:4] = [np.nan, np.inf, 2.0, np.sqrt(2.0)]
+    result = np.empty_like(v)
+    logarithms(v, result)
+    assert np.isnan(result[:2]).all()
+    with mpmath.workprec(120):
+        errors = [
+            abs(y / mpmath.log(x) - 1) for x, y in zip(v[2:].tolist(), result[2:].tolist(), strict=True)
+        ]
+    assert max(errors) < 2.0**-40

@@ -15,6 +15,7 @@ once, to nearest even, when stored.
 """
 
 from .arithmetic import (
+    exponent_and_mantissa,
     fma,
     low_bits_as_exponent,
     max_across,
@@ -42,6 +43,7 @@ from .memory import (
     prefetch_to_write,
     row_at,
     stack_array,
+    stack_block,
     store,
     store_part,
 )
@@ -50,6 +52,7 @@ __all__ = [
     "any_kept_of",
     "below",
     "block_side",
+    "exponent_and_mantissa",
     "filled",
     "fma",
     "lanes",
@@ -69,6 +72,7 @@ __all__ = [
     "select",
     "splat",
     "stack_array",
+    "stack_block",
     "store",
     "store_part",
     "sum_across",

@@ -1,6 +1,8 @@
 """What kernels compute with vectors: operators, fma, comparisons, sums across lanes."""
 
+import math
 import operator
+import struct
 
 from llvmlite import ir
 from numba.core import types
@@ -217,6 +219,29 @@ def low_bits_as_exponent(typingctx, v):
         return builder.bitcast(builder.shl(bits, shift), llvm_vector(v))
 
     return v(v), lower
+
+
+@intrinsic
+def exponent_and_mantissa(typingctx, v):
+    """k and f with v = 2**k * f and f between sqrt(1/2) and sqrt(2), for positive float64 vectors."""
+    if not isinstance(v, Vector) or v.element != types.float64:
+        return None
+
+    def lower(context, builder, sig, args):
+        integers = llvm_integers(v)
+        bits = builder.bitcast(args[0], integers)
+        low = constant(integers, bits_of(math.sqrt(0.5)))
+        k = builder.ashr(builder.sub(bits, low), constant(integers, 52))
+        f = builder.sub(bits, builder.shl(k, constant(integers, 52)))
+        shifted = builder.bitcast(builder.add(k, constant(integers, bits_of(1.5 * 2.0**52))), args[0].type)
+        exponent = builder.fsub(shifted, constant(args[0].type, 1.5 * 2.0**52))
+        return context.make_tuple(builder, sig.return_type, [exponent, builder.bitcast(f, args[0].type)])
+
+    return types.UniTuple(v, 2)(v), lower
+
+
+def bits_of(number):
+    return struct.unpack("q", struct.pack("d", number))[0]
 
 
 def halves(builder, vector):

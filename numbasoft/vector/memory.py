@@ -323,6 +323,16 @@ def stack_array(typingctx, like, length):
 
     Its type is that of the vectors an array ``like`` is computed in, or ``like`` itself.
     """
+    return on_stack(like, length, True)
+
+
+@intrinsic
+def stack_block(typingctx, like, length):
+    """As ``stack_array``, for larger arrays that are written before they are read: not zeroed."""
+    return on_stack(like, length, False)
+
+
+def on_stack(like, length, is_zeroed):
     if not isinstance(length, types.IntegerLiteral):
         return None
     element = vector_of(like).element if isinstance(like, types.Array) else like.dtype
@@ -335,8 +345,9 @@ def stack_array(typingctx, like, length):
         size = ir.Constant(I32, length.literal_value)
         data = cgutils.alloca_once(builder, item, size=size)
         data.align = 64
-        zeros = constant(ir.VectorType(item, length.literal_value), 0)
-        builder.store(zeros, builder.bitcast(data, zeros.type.as_pointer()), align=64)
+        if is_zeroed:
+            zeros = constant(ir.VectorType(item, length.literal_value), 0)
+            builder.store(zeros, builder.bitcast(data, zeros.type.as_pointer()), align=64)
         result = structure(context, builder, array)
         bytes_each = context.get_constant(types.intp, array.dtype.bitwidth // 8)
         populate_array(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ... import arrays, checks, elementary, split
+from ... import arrays, checks, elementary
 from ...arrays import Array, Axis
-from ...launch import computing_dtype, is_wide, launch, row_maxima, segments_of, split_rows
+from ...launch import computing_dtype, is_wide, launch, row_logarithms, row_maxima, segments_of, split_rows
 from . import cpu
 
 
@@ -99,14 +99,11 @@ def forward(x, mask, y, factors):
 
 
 def split_forward(x, mask, y, factors):
-    """``forward`` for few long rows, each shared by all threads: three kernels instead of one."""
+    """``forward`` for few long rows, each shared by all threads: several kernels instead of one."""
     m = row_maxima(x, mask)
-    sums = np.zeros((segments_of(*x.shape), 3))
-    key, size = (x.dtype, mask is None), x.size
-    inputs = x, mask, m, *factors[:2]
-    launch(split.others, split.others_parallel, key, inputs, (sums,), len(sums), size)
-    inputs = x, mask, m, sums, *factors[2:]
-    launch(cpu.subtract, cpu.subtract_parallel, key, inputs, (y,), len(sums), size)
+    inputs = x, mask, m, row_logarithms(x, mask, m, *factors[:2]), *factors[2:]
+    key, units = (x.dtype, mask is None), segments_of(*x.shape)
+    launch(cpu.subtract, cpu.subtract_parallel, key, inputs, (y,), units, x.size)
 
 
 def log_softmax_backward(

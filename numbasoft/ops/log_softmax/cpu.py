@@ -8,20 +8,25 @@ from ...elementary import coefficients, exponential, largest
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import (
     filled_if_empty,
+    row_differences,
+    row_exponentials,
     row_logarithms,
     row_maximum,
     row_others,
     row_sum,
     without_c,
 )
-from ...split import place, row_total, segment_count
+from ...split import place, segment_count
 from ...summation import two_parts
 from ...tiles import (
     ROWS,
     in_two_parts,
-    log_of_sum,
+    log_of_others,
+    logarithms_of_sums,
+    prefetch_distance,
     rows_in_tile,
     shifts,
+    subtrahends,
 )
 from ...vector import (
     filled,
@@ -54,9 +59,11 @@ def forward_rows(
     n = x.shape[1]
     m, c, magic = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
-    logarithm = stack_array(np.float64, ROWS)
+    logarithm, maximum = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     inverse = (inverse_high, inverse_low)
     first, second = stack_array(x, ROWS), stack_array(x, ROWS)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    ahead = prefetch_distance(n)
     i = start
     while i < stop:
         count = min(rows_in_tile(n), stop - i)
@@ -64,25 +71,52 @@ def forward_rows(
         # loop 1: the maximum of every row
         for r in range(count):
             m[r] = row_maximum(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
+            maximum[r] = m[r]
         shifts(m, count, high, low, c, magic, rest, lowest, fraction)
 
         # loops 2 and 3: the sum of exp of every element after the shift
-        # loop 4: the logarithm of every sum
         for r in range(count):
             shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
-            others, lost, maxima = row_others(
-                x, row_at(x, i + r), mask, row_at(mask, i + r), n, m[r], shift, high, low
-            )
-            logarithm[r] = log_of_sum(others, lost, maxima, x) if m[r] < np.inf else np.nan
-        in_two_parts(logarithm, count, first, second)
+            at, mask_at = row_at(x, i + r), row_at(mask, i + r)
+            total[r], lost[r] = row_exponentials(x, at, mask, mask_at, n, None, 0, shift, high, low, ahead)
+
+        # loop 4: the logarithm of every sum
+        logarithms_of_sums(total, lost, maximum, count, x, logarithm)
+        for r in range(count):
+            if logarithm[r] < 0.0:
+                shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
+                at, mask_at = row_at(x, i + r), row_at(mask, i + r)
+                s = row_others(x, at, mask, mask_at, n, m[r], shift, high, low)
+                logarithm[r] = log_of_others(s[0], s[1], x)
+            if m[r] == np.inf:
+                logarithm[r] = np.nan
+        subtracted(maximum, logarithm, count, inverse, first, second)
 
         # loop 5: the maximum and the logarithm of the sum subtracted from every element
         for r in range(count):
             y_at = row_at(y, i + r)
-            at, mask_at, log = row_at(x, i + r), row_at(mask, i + r), (first[r], second[r])
+            at, mask_at, parts = row_at(x, i + r), row_at(mask, i + r), (first[r], second[r])
             if not filled_if_empty(x, mask, mask_at, n, m[r], y, y_at, n, -np.inf):
-                row_logarithms(x, at, mask, mask_at, n, m[r], inverse, log, y, y_at)
+                subtract_row(x, at, mask, mask_at, n, m[r], inverse, parts, y, y_at)
         i += count
+
+
+@inline
+def subtracted(maximum, logarithm, count, inverse, first, second):
+    """What loop 5 subtracts in every row, in two parts: m + l, or where T is not 1 l alone."""
+    if inverse[0] == 1.0 and inverse[1] == 0.0:
+        subtrahends(maximum, logarithm, count, first, second)
+    else:
+        in_two_parts(logarithm, count, first, second)
+
+
+@inline
+def subtract_row(x, at, mask, mask_at, n, m, inverse, parts, y, y_at):
+    """Loop 5 over a row or a segment."""
+    if inverse[0] == 1.0 and inverse[1] == 0.0:
+        row_differences(x, at, mask, mask_at, n, parts, y, y_at)
+    else:
+        row_logarithms(x, at, mask, mask_at, n, m, inverse, parts, y, y_at)
 
 
 @kernel
@@ -103,7 +137,7 @@ def subtract_segment(
     x,  # IN   (rows, n)
     mask,  # IN   (rows, n) bytes or None
     m,  # IN   (rows,) the maxima
-    sums,  # IN   (segments of all rows, 3), see split.others
+    logarithms,  # IN   (rows,) log of the sums
     inverse_high,  # IN   1 / T in two parts
     inverse_low,
     unit,  # IN   the segment to do
@@ -111,27 +145,27 @@ def subtract_segment(
 ):
     n = x.shape[1]
     i, first, count = place(unit, n)
-    logarithm, one, two = stack_array(np.float64, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
-    s = row_total(x, sums, unit - unit % segment_count(n), n)
-    logarithm[0] = log_of_sum(s[0], s[1], s[2], x) if m[i] < np.inf else np.nan
-    in_two_parts(logarithm, 1, one, two)
+    maximum, logarithm = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    one, two = stack_array(x, ROWS), stack_array(x, ROWS)
+    inverse = (inverse_high, inverse_low)
+    maximum[0], logarithm[0] = m[i], logarithms[i] if m[i] < np.inf else np.nan
+    subtracted(maximum, logarithm, 1, inverse, one, two)
     at, mask_at, y_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(y, i) + first
     if not filled_if_empty(x, mask, row_at(mask, i), n, m[i], y, y_at, count, -np.inf):
-        inverse = (inverse_high, inverse_low)
-        row_logarithms(x, at, mask, mask_at, count, m[i], inverse, (one[0], two[0]), y, y_at)
+        subtract_row(x, at, mask, mask_at, count, m[i], inverse, (one[0], two[0]), y, y_at)
 
 
 @kernel
-def subtract(x, mask, m, sums, inverse_high, inverse_low, y):
-    """Loops 4 and 5, segment by segment, for few long rows (see numbasoft.split)."""
-    for unit in range(sums.shape[0]):
-        subtract_segment(x, mask, m, sums, inverse_high, inverse_low, unit, y)
+def subtract(x, mask, m, logarithms, inverse_high, inverse_low, y):
+    """Loop 5, segment by segment, for few long rows (see numbasoft.split)."""
+    for unit in range(x.shape[0] * segment_count(x.shape[1])):
+        subtract_segment(x, mask, m, logarithms, inverse_high, inverse_low, unit, y)
 
 
 @parallel_kernel
-def subtract_parallel(x, mask, m, sums, inverse_high, inverse_low, y, blocks):
-    for unit in prange(sums.shape[0]):
-        subtract_segment(x, mask, m, sums, inverse_high, inverse_low, unit, y)
+def subtract_parallel(x, mask, m, logarithms, inverse_high, inverse_low, y, blocks):
+    for unit in prange(x.shape[0] * segment_count(x.shape[1])):
+        subtract_segment(x, mask, m, logarithms, inverse_high, inverse_low, unit, y)
 
 
 @inline

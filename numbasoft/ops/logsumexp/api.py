@@ -7,9 +7,9 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ... import arrays, checks, elementary, split
+from ... import arrays, checks, elementary
 from ...arrays import Array, Axis
-from ...launch import computing_dtype, is_wide, launch, row_maxima, segments_of, split_rows
+from ...launch import computing_dtype, is_wide, launch, row_logarithms, row_maxima, split_rows
 from . import cpu
 
 
@@ -109,11 +109,8 @@ def forward(x, mask, _, lse, factors):
 def split_forward(x, mask, lse, factors):
     """``forward`` for few long rows, each shared by all threads."""
     m = row_maxima(x, mask)
-    sums = np.zeros((segments_of(*x.shape), 3))
-    key = x.dtype, mask is None
-    inputs = x, mask, m, *factors[:2]
-    launch(split.others, split.others_parallel, key, inputs, (sums,), len(sums), x.size)
-    launch(cpu.combine, cpu.combine, x.dtype, (x, m, sums, *factors[2:]), (lse,), 1, 1)
+    inputs = m, row_logarithms(x, mask, m, *factors[:2]), *factors[2:]
+    launch(cpu.combine, cpu.combine, m.dtype, inputs, (lse,), 1, 1)
 
 
 def logsumexp_backward(

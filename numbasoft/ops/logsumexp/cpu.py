@@ -6,9 +6,16 @@ from numba.extending import overload
 
 from ...elementary import coefficients, exponential, largest, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
-from ...passes import row_maximum, row_others
-from ...split import row_total, segment_count
-from ...tiles import ROWS, first_lanes, log_of_sum, rows_in_tile, shifts
+from ...passes import row_exponentials, row_maximum, row_others
+from ...tiles import (
+    ROWS,
+    first_lanes,
+    log_of_others,
+    logarithms_of_sums,
+    prefetch_distance,
+    rows_in_tile,
+    shifts,
+)
 from ...vector import (
     filled,
     fma,
@@ -45,6 +52,8 @@ def forward_rows(
     m, c, magic = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     logarithm, maximum = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    ahead = prefetch_distance(n)
     i = start
     while i < stop:
         count = min(rows_in_tile(n), stop - i)
@@ -56,14 +65,19 @@ def forward_rows(
         shifts(m, count, high, low, c, magic, rest, lowest, fraction)
 
         # loops 2 and 3: the sum of exp of every element after the shift
-        # loop 4: the logarithm of every sum
         for r in range(count):
             shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
-            others, lost, maxima = row_others(
-                x, row_at(x, i + r), mask, row_at(mask, i + r), n, m[r], shift, high, low
-            )
-            logarithm[r] = log_of_sum(others, lost, maxima, x)
+            at, mask_at = row_at(x, i + r), row_at(mask, i + r)
+            total[r], lost[r] = row_exponentials(x, at, mask, mask_at, n, None, 0, shift, high, low, ahead)
 
+        # loop 4: the logarithm of every sum
+        logarithms_of_sums(total, lost, maximum, count, x, logarithm)
+        for r in range(count):
+            if logarithm[r] < 0.0:
+                shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
+                at, mask_at = row_at(x, i + r), row_at(mask, i + r)
+                s = row_others(x, at, mask, mask_at, n, m[r], shift, high, low)
+                logarithm[r] = log_of_others(s[0], s[1], x)
         sums_of(maximum, logarithm, count, inverse_high, inverse_low)
         for r in range(count):
             lse[i + r] = logarithm[r]
@@ -86,13 +100,11 @@ def sums_of(maximum, logarithm, count, inverse_high, inverse_low):
 
 
 @kernel
-def combine(x, m, sums, inverse_high, inverse_low, lse):
-    """Loop 4 for few long rows, from the sums of their segments (see numbasoft.split)."""
-    n = x.shape[1]
+def combine(m, logarithms, inverse_high, inverse_low, lse):
+    """m / T + l for few long rows (see numbasoft.split)."""
     logarithm, maximum = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
-    for i in range(x.shape[0]):
-        s = row_total(x, sums, i * segment_count(n), n)
-        maximum[0], logarithm[0] = m[i], log_of_sum(s[0], s[1], s[2], x)
+    for i in range(m.size):
+        maximum[0], logarithm[0] = m[i], logarithms[i]
         sums_of(maximum, logarithm, 1, inverse_high, inverse_low)
         lse[i] = logarithm[0]
 

@@ -144,10 +144,11 @@ def split_forward(x, mask, y, high, low):
     """``forward`` for few long rows, each shared by all threads: three kernels instead of one."""
     m = row_maxima(x, mask)
     e = None if y.itemsize == 2 else y
-    sums = np.zeros((segments_of(*x.shape), 3))
+    sums = np.zeros((segments_of(*x.shape), 2))
     key, size = (x.dtype, mask is None), x.size
     inputs = x, mask, m, high, low
-    launch(split.exponentials, split.exponentials_parallel, key, inputs, (e, sums), len(sums), size)
+    split_key = (*key, e is None)
+    launch(split.exponentials, split.exponentials_parallel, split_key, inputs, (e, sums), len(sums), size)
     inputs = x, mask, m, high, low, sums
     launch(cpu.divide, cpu.divide_parallel, key, inputs, (e, y), len(sums), size)
 

@@ -105,7 +105,7 @@ def divide_segment(
     m,  # IN   (rows,) the maxima
     high,  # IN   log2(e) / T in two parts
     low,
-    sums,  # IN   (segments of all rows, 3), see split.exponentials
+    sums,  # IN   (segments of all rows, 2), see split.exponentials
     e,  # IN   (rows, n) the exponentials: y itself, or None to compute them again
     unit,  # IN   the segment to do
     y,  # OUT  (rows, n)
