@@ -10,7 +10,9 @@ the ratios is that pair's verdict, which removes the machine's drift. What two p
 same code keep apart for as long as they live (where their memory lies) only other
 processes can tell: so each workload is measured by several pairs, and a slowdown counts if the median
 of the pairs reaches the threshold and every pair reaches half of it. What is found is then
-measured again by fresh pairs, and reported only if it is found again.
+measured again by fresh pairs, and reported only if it is found again. ``--instructions`` adds how many
+instructions a call executes, which no other program on the machine can change: a slowdown with a ratio
+of 1.000 there is not in the code.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks import instructions
 from numbasoft.report.terminal import Progress
 from numbasoft.report.workloads import BACKWARD, DTYPES, FORWARD, Workload
 
@@ -69,15 +72,16 @@ def export(commit: str, folder: Path) -> None:
 class Worker:
     """A process that runs one commit's package."""
 
-    def __init__(self, package: Path, threads: int):
+    def __init__(self, package: Path, threads: int, runner: tuple[str, ...] = (), **environment: str):
         surroundings = os.environ | {
             "PYTHONPATH": str(package),
             "NUMBA_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "PASSIVE",
         }
+        python = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER)] if sys.version_info >= (3, 11) else [sys.executable, str(WORKER)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=surroundings, cwd=package, text=True,
+            [*runner, *python, str(WORKER)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=surroundings | environment, cwd=package, text=True,
         )  # fmt: skip
 
     def ask(self, **request) -> dict:
@@ -98,8 +102,8 @@ class Worker:
 
 
 @contextmanager
-def workers(packages: tuple[Path, Path], threads: int) -> Iterator[list[Worker]]:
-    both = [Worker(package, threads) for package in packages]
+def workers(packages: tuple[Path, Path], threads: int, *runner: str, **environment) -> Iterator[list[Worker]]:
+    both = [Worker(package, threads, runner, **environment) for package in packages]
     try:
         yield both
     finally:
@@ -123,6 +127,23 @@ def ratios(packages, works, pairs: int, threads: int, progress) -> dict[Workload
                 medians[work].append(statistics.median(turns))
                 progress.advance(1)
     return medians
+
+
+def counted(packages, works, progress) -> dict[Workload, float]:
+    """Instructions of the contender / instructions of the base, in one thread."""
+    with workers(packages, 1, **instructions.FIXED_CPU) as both:  # compiles, which valgrind would slow down
+        for work in works:
+            progress.advance(0, f"compiling {work.name}")
+            at_once(both, task="prepare", work=describe(work))
+    found = {}
+    with workers(packages, 1, *instructions.CALLGRIND, **instructions.FIXED_CPU) as both:
+        for work in works:
+            progress.advance(0, f"counting {work.name}")
+            at_once(both, task="prepare", work=describe(work))
+            base, contender = (instructions.per_call(worker) for worker in both)
+            found[work] = contender / base
+            progress.advance(1)
+    return found
 
 
 def at_once(both: list[Worker], **request) -> list[dict]:
@@ -156,17 +177,18 @@ def is_less_accurate(record: dict) -> bool:
     return new > record["bound"] >= old or new > old + ULP_TOLERANCE
 
 
-def compare(packages, works, *, threshold: float, threads: int) -> dict:
+def compare(packages, works, *, threshold: float, threads: int, count: bool = False) -> dict:
     named = {work.function for work in works}
     named |= {function.removesuffix("_backward") for function in named}  # gives the backward pass its input
     functions = [function for function in (*FORWARD, *BACKWARD) if function in named]
     dtypes = [dtype for dtype in DTYPES if any(work.dtype == dtype for work in works)]
-    with Progress(PAIRS * len(works), "compiling") as progress:
+    with Progress((PAIRS + count) * len(works), "compiling") as progress:
         first = ratios(packages, works, PAIRS, threads, progress)
         suspects = [work for work, medians in first.items() if is_slower(medians, threshold)]
         again = ratios(packages, suspects, CONFIRMATIONS, threads, progress) if suspects else {}
         progress.advance(0, "accuracy")
         accuracy = errors(packages, functions, dtypes, threads)
+        executed = counted(packages, works, progress) if count else {}
     return {
         "threshold": threshold,
         "threads": threads,
@@ -175,6 +197,7 @@ def compare(packages, works, *, threshold: float, threads: int) -> dict:
                 "workload": work.name,
                 "ratio": statistics.median(again.get(work, medians)),
                 "pairs": medians + again.get(work, []),
+                "instructions": executed.get(work),
                 "slower": work in again and is_slower(again[work], threshold),
             }
             for work, medians in first.items()
@@ -187,9 +210,10 @@ def show(result: dict) -> str:
     lines = [f"{'workload':44} contender / base   lowest to highest pair of processes"]
     for row in sorted(result["speed"], key=lambda row: -row["ratio"]):
         verdict = "  SLOWER" if row["slower"] else ""
+        executed = "" if row["instructions"] is None else f"   instructions {row['instructions']:.3f}"
         lines.append(
             f"{row['workload']:44} {row['ratio']:16.3f}   "
-            f"{min(row['pairs']):.3f} to {max(row['pairs']):.3f} of {len(row['pairs'])}{verdict}"
+            f"{min(row['pairs']):.3f} to {max(row['pairs']):.3f} of {len(row['pairs'])}{executed}{verdict}"
         )
     worse = [r for r in result["accuracy"] if r["worse"]]
     lines.append("")
@@ -211,6 +235,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--threshold", type=float, default=1.10, help="the slowdown that fails (default %(default)s)"
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of each commit (default %(default)s)")
+    parser.add_argument(
+        "--instructions", action="store_true", help="also count the instructions of a call (needs valgrind)"
+    )
     parser.add_argument("--json", action="store_true", help="print everything measured as JSON")
     chosen = parser.parse_args(arguments)
     if not chosen.threshold > 1:
@@ -220,6 +247,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(
             f"--only is {chosen.only!r}, which no workload contains: {', '.join(w.name for w in WORKLOADS)}"
         )
+    if chosen.instructions and instructions.missing():
+        parser.error(f"--instructions needs {instructions.missing()}, which is not on the PATH")
     try:
         with tempfile.TemporaryDirectory() as folder:
             base = Path(folder, "base")
@@ -228,7 +257,10 @@ def main(arguments: list[str] | None = None) -> int:
             if chosen.contender is not None:
                 contender = Path(folder, "contender")
                 export(chosen.contender, contender)
-            result = compare((base, contender), works, threshold=chosen.threshold, threads=chosen.threads)
+            result = compare(
+                (base, contender), works,
+                threshold=chosen.threshold, threads=chosen.threads, count=chosen.instructions,
+            )  # fmt: skip
     except NotMeasured as problem:
         print(f"not measured: {problem}", file=sys.stderr)
         return 2

@@ -60,9 +60,19 @@ class Scratch:
     def unchanged(self) -> str:
         return self.commit("numbasoft/passes.py", "MOST_SEGMENTS = 64\n", "MOST_SEGMENTS = 64  # as before\n")
 
-    def gate(self, contender: str) -> tuple[int, dict]:
+    def gate(self, contender: str, *options: str) -> tuple[int, dict]:
         """The exit code of the gate between the base and a commit, and what it measured."""
-        command = [sys.executable, "-m", "benchmarks.gate", self.base, contender, "--only", ONLY, "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.gate",
+            self.base,
+            contender,
+            "--only",
+            ONLY,
+            "--json",
+            *options,
+        ]
         done = subprocess.run(
             command, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE, check=False
         )

@@ -57,6 +57,10 @@ def main():
             job, answer = Job(**request["work"]), {}
         elif request["task"] == "time":
             answer = {"seconds": job.seconds(request["seconds"])}
+        elif request["task"] == "call":
+            for _ in range(request["calls"]):
+                job.call()
+            answer = {}
         else:
             answer = {"records": errors(request["dtype"], request["functions"])}
         answers.write(json.dumps(answer) + "\n")

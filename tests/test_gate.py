@@ -1,5 +1,6 @@
 """The regression gate, on a scratch clone with a slow, an inaccurate and an unchanged commit."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,19 @@ def test_an_inaccurate_commit_fails(scratch):
 def test_a_commit_that_changes_nothing_passes(scratch):
     code, result = scratch.gate(scratch.unchanged())
     assert code == 0, result
+
+
+@needs_history
+@pytest.mark.skipif(
+    shutil.which("valgrind") is None, reason="instructions are counted by valgrind, not found here"
+)
+def test_the_count_of_instructions_tells_slower_code_from_a_busy_machine(scratch):
+    counts = [
+        scratch.gate(c, "--instructions")[1]["speed"][0]["instructions"]
+        for c in (scratch.base, scratch.slower(10))
+    ]
+    assert counts[0] == pytest.approx(1, abs=0.001)
+    assert counts[1] == pytest.approx(1.1, abs=0.03)
 
 
 @needs_history
