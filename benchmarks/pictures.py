@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from numbasoft import jit
-from numbasoft.report import environment, oracle, rivals, run, workloads
+from numbasoft.report import environment, oracle, rivals, run, worker, workloads
 from numbasoft.report.terminal import Progress
-from numbasoft.report.worker import time_call
 
 WIDTHS = (*(2**k for k in range(4, 21)), 1000)
 ELEMENTS = 1 << 22  # of each array: 16 MiB, which the last cache of a desktop still holds
@@ -35,7 +34,7 @@ def one_library(library: str, threads: int) -> dict:
         inputs = work.inputs()
         call, read = rival.prepare(work, inputs)
         result = np.array(read(call()))
-        record = {"bandwidth": work.bytes_moved / time_call(call, SECONDS)["best"] / 1e9}
+        record = {"bandwidth": work.bytes_moved / worker.time_call(call, SECONDS)["best"] / 1e9}
         if not isinstance(rival, rivals.Copy):
             rows = slice(max(1, JUDGED // width))
             exact = oracle.Forward(oracle.wide(inputs[0][rows], result.dtype), 1.0)
@@ -46,7 +45,7 @@ def one_library(library: str, threads: int) -> dict:
 
         work = workloads.Workload("softmax", (4096, 1000))
         for step, prepare in STEPS.items():
-            found["ladder"][step] = time_call(prepare(work), 1.0)["best"] / np.prod(work.shape)
+            found["ladder"][step] = worker.time_call(prepare(work), 1.0)["best"] / np.prod(work.shape)
     return found
 
 

@@ -295,8 +295,8 @@ def counted_by_type(a, b, unless_zero):
 
 
 @inline
-def row_dot(a, a_at, b, b_at, n, unless_zero):
-    """The sum of a[j] * b[j] over a row in two parts."""
+def segment_dot(a, a_at, b, b_at, n, unless_zero):
+    """The sum of a[j] * b[j] over a segment in two parts."""
     total = dot_start(filled(b, 0.0))
     w = lanes(b)
     j = 0
@@ -311,8 +311,22 @@ def row_dot(a, a_at, b, b_at, n, unless_zero):
 
 
 @inline
-def row_sum(a, a_at, b, b_at, n):
-    """The sum of a[j] over a row in two parts; where b[j] is -inf, a[j] does not count."""
+def row_dot(a, a_at, b, b_at, n, unless_zero):
+    """The sum of a[j] * b[j] over a row in two parts."""
+    length = segment_length(n)
+    total = 0.0
+    lost = 0.0
+    j = 0
+    while j < n:
+        s = segment_dot(a, a_at + j, b, b_at + j, min(length, n - j), unless_zero)
+        total, lost = sum_joined(b, total, lost, s)
+        j += length
+    return total, lost
+
+
+@inline
+def segment_sum(a, a_at, b, b_at, n):
+    """The sum of a[j] over a segment in two parts; where b[j] is -inf, a[j] does not count."""
     one = filled(b, 1.0)
     total = dot_start(one)
     w = lanes(b)
@@ -325,6 +339,20 @@ def row_sum(a, a_at, b, b_at, n):
         v = load_part(b, b_at + j, n - j, -np.inf)
         total = dot_push(total, select(v == -np.inf, 0.0, load_part(a, a_at + j, n - j, 0.0)), one)
     return sum_end(total)
+
+
+@inline
+def row_sum(a, a_at, b, b_at, n):
+    """The sum of a[j] over a row in two parts; where b[j] is -inf, a[j] does not count."""
+    length = segment_length(n)
+    total = 0.0
+    lost = 0.0
+    j = 0
+    while j < n:
+        s = segment_sum(a, a_at + j, b, b_at + j, min(length, n - j))
+        total, lost = sum_joined(b, total, lost, s)
+        j += length
+    return total, lost
 
 
 def filled_if_empty(x, mask, mask_at, n, m, y, at, count, value):

@@ -180,5 +180,16 @@ def log_softmax_backward(
 
 def backward(g, log_y, dx, high, low, inverse):
     """The gradient of the rows of log_y into dx."""
+    if split_rows(*log_y.shape):
+        split_backward(g, log_y, dx, high, low, inverse)
+        return
     inputs = (g, log_y, high, low, inverse)
     launch(cpu.backward, cpu.backward_parallel, g.dtype, inputs, (dx,), log_y.shape[0], log_y.size)
+
+
+def split_backward(g, log_y, dx, high, low, inverse):
+    """``backward`` for few long rows, each shared by all threads."""
+    sums, key, size = np.empty((segments_of(*g.shape), 2)), g.dtype, g.size
+    launch(cpu.sums_of_gradients, cpu.sums_of_gradients_parallel, key, (g, log_y), (sums,), len(sums), size)
+    inputs = g, log_y, high, low, inverse, sums
+    launch(cpu.backward_segments, cpu.backward_segments_parallel, key, inputs, (dx,), len(sums), size)

@@ -14,9 +14,10 @@ from ...passes import (
     row_maximum,
     row_others,
     row_sum,
+    segment_sum,
     without_c,
 )
-from ...split import place, segment_count
+from ...split import place, row_shift, row_total, segment_count
 from ...summation import two_parts
 from ...tiles import (
     ROWS,
@@ -180,21 +181,24 @@ def backward_rows(
     dx,  # OUT  (rows, n) (g - exp(log_y) * sum g) / T
 ):
     n = g.shape[1]
-    m, c, magic = stack_array(g, ROWS), stack_array(g, ROWS), stack_array(g, ROWS)
-    rest, lowest, fraction = stack_array(g, ROWS), stack_array(g, ROWS), stack_array(g, ROWS)
-    shifts(m, 1, high, low, c, magic, rest, lowest, fraction)  # of a maximum of 0: none
-    shift = (c[0], magic[0], rest[0], lowest[0], fraction[0])
+    shift = row_shift(log_y, 0.0, high, low)  # of a maximum of 0: none
     for i in range(start, stop):
         g_at, at, dx_at = row_at(g, i), row_at(log_y, i), row_at(dx, i)
         total = row_sum(g, g_at, log_y, at, n)
-        # a small sum is not divided, or it would underflow: the exponentials are
-        part = 1.0 / largest(g) if abs(total[0]) < 1.0 else 1.0
-        other_part = 1.0 / largest(g) / part
-        both = two_parts((total[0] * other_part, total[1] * other_part), g)
-        if inverse == 1.0:
-            row_gradients(g, g_at, log_y, at, n, both, part, shift, high, low, None, dx, dx_at)
-        else:
-            row_gradients(g, g_at, log_y, at, n, both, part, shift, high, low, inverse, dx, dx_at)
+        gradients_of(g, g_at, log_y, at, n, total, shift, high, low, inverse, dx, dx_at)
+
+
+@inline
+def gradients_of(g, g_at, log_y, at, n, total, shift, high, low, inverse, dx, dx_at):
+    """(g - exp(log_y) * total) / T over a row or a segment of it."""
+    # a small sum is not divided, or it would underflow: the exponentials are
+    part = 1.0 / largest(g) if abs(total[0]) < 1.0 else 1.0
+    other_part = 1.0 / largest(g) / part
+    both = two_parts((total[0] * other_part, total[1] * other_part), g)
+    if inverse == 1.0:
+        row_gradients(g, g_at, log_y, at, n, both, part, shift, high, low, None, dx, dx_at)
+    else:
+        row_gradients(g, g_at, log_y, at, n, both, part, shift, high, low, inverse, dx, dx_at)
 
 
 @inline
@@ -259,3 +263,46 @@ def backward_parallel(g, log_y, high, low, inverse, dx, blocks):
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
         backward_rows(g, log_y, high, low, inverse, start, stop, dx)
+
+
+@inline
+def sum_of_segment(g, log_y, unit, sums):
+    i, first, count = place(unit, g.shape[1])
+    g_at, at = row_at(g, i) + first, row_at(log_y, i) + first
+    sums[unit, 0], sums[unit, 1] = segment_sum(g, g_at, log_y, at, count)
+
+
+@kernel
+def sums_of_gradients(g, log_y, sums):
+    """sum g, segment by segment, for few long rows (see numbasoft.split)."""
+    for unit in range(sums.shape[0]):
+        sum_of_segment(g, log_y, unit, sums)
+
+
+@parallel_kernel
+def sums_of_gradients_parallel(g, log_y, sums, blocks):
+    for unit in prange(sums.shape[0]):
+        sum_of_segment(g, log_y, unit, sums)
+
+
+@inline
+def backward_segment(g, log_y, high, low, inverse, sums, unit, dx):
+    n = g.shape[1]
+    i, first, count = place(unit, n)
+    total = row_total(g, sums, unit - unit % segment_count(n), n)
+    g_at, at, dx_at = row_at(g, i) + first, row_at(log_y, i) + first, row_at(dx, i) + first
+    shift = row_shift(log_y, 0.0, high, low)
+    gradients_of(g, g_at, log_y, at, count, total, shift, high, low, inverse, dx, dx_at)
+
+
+@kernel
+def backward_segments(g, log_y, high, low, inverse, sums, dx):
+    """(g - exp(log_y) * sum g) / T, segment by segment, for few long rows."""
+    for unit in range(sums.shape[0]):
+        backward_segment(g, log_y, high, low, inverse, sums, unit, dx)
+
+
+@parallel_kernel
+def backward_segments_parallel(g, log_y, high, low, inverse, sums, dx, blocks):
+    for unit in prange(sums.shape[0]):
+        backward_segment(g, log_y, high, low, inverse, sums, unit, dx)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary
 from ...arrays import Array, Axis
-from ...launch import computing_dtype, is_wide, launch, row_logarithms, row_maxima, split_rows
+from ...launch import computing_dtype, is_wide, launch, row_logarithms, row_maxima, segments_of, split_rows
 from . import cpu
 
 
@@ -191,4 +191,8 @@ def logsumexp_backward(
 
 def backward(x, dx, g, lse, factors):
     """The gradient of the rows of x into dx."""
+    if split_rows(*x.shape):
+        run, units = (cpu.backward_segments, cpu.backward_segments_parallel), segments_of(*x.shape)
+        launch(*run, x.dtype, (g, x, lse, *factors), (dx,), units, x.size)
+        return
     launch(cpu.backward, cpu.backward_parallel, x.dtype, (g, x, lse, *factors), (dx,), x.shape[0], x.size)

@@ -7,6 +7,7 @@ from numba.extending import overload
 from ...elementary import coefficients, exponential, largest, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import row_exponentials, row_maximum, row_others
+from ...split import place, segment_count
 from ...tiles import (
     ROWS,
     first_lanes,
@@ -136,24 +137,29 @@ def backward_rows(
     stop,
     dx,  # OUT  (rows, n) g * exp(x / T - lse) / T
 ):
-    n = x.shape[1]
-    parts = stack_array(x, 80)
+    inverse = (inverse_high, inverse_low)
     for i in range(start, stop):
         at, dx_at = row_at(x, i), row_at(dx, i)
-        # A probability too small for a float may matter beside a large g: then its root is squared.
-        is_root = abs(g[i]) > LARGE
-        part = 0.5 if is_root else 1.0
-        s = shift_of_lse(
-            filled(x, lse[i] * part), temperature / part, inverse_high * part, inverse_low * part, high * part
-        )
-        shift = first_lanes(s, parts)
-        limit = g[i] * np.inf if g[i] != 0.0 else 0.0
-        if np.isfinite(lse[i]) and 1.0 / LARGE < abs(g[i] * inverse_high) and not is_root:
-            factor = (g[i] * inverse_high / largest(x), limit)
-            row_gradients(x, at, n, factor, shift, high, low, dx, dx_at)
-        else:
-            factors = four_factors(g[i], inverse_high, largest(x), is_root, limit)
-            row_gradients(x, at, n, factors, shift, high * part, low * part, dx, dx_at)
+        gradients_of(g[i], x, at, x.shape[1], lse[i], high, low, temperature, inverse, dx, dx_at)
+
+
+@inline
+def gradients_of(g, x, at, n, lse, high, low, temperature, inverse, dx, dx_at):
+    """g * exp(x / T - lse) / T over a row or a segment of it."""
+    # A probability too small for a float may matter beside a large g: then its root is squared.
+    is_root = abs(g) > LARGE
+    part = 0.5 if is_root else 1.0
+    s = shift_of_lse(
+        filled(x, lse * part), temperature / part, inverse[0] * part, inverse[1] * part, high * part
+    )
+    shift = first_lanes(s, stack_array(x, 80))
+    limit = g * np.inf if g != 0.0 else 0.0
+    if np.isfinite(lse) and 1.0 / LARGE < abs(g * inverse[0]) and not is_root:
+        factor = (g * inverse[0] / largest(x), limit)
+        row_gradients(x, at, n, factor, shift, high, low, dx, dx_at)
+    else:
+        factors = four_factors(g, inverse[0], largest(x), is_root, limit)
+        row_gradients(x, at, n, factors, shift, high * part, low * part, dx, dx_at)
 
 
 @inline
@@ -240,3 +246,23 @@ def backward_parallel(g, x, lse, high, low, temperature, inverse_high, inverse_l
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
         backward_rows(g, x, lse, high, low, temperature, inverse_high, inverse_low, start, stop, dx)
+
+
+@inline
+def backward_segment(g, x, lse, high, low, temperature, inverse_high, inverse_low, unit, dx):
+    i, first, count = place(unit, x.shape[1])
+    at, dx_at, inverse = row_at(x, i) + first, row_at(dx, i) + first, (inverse_high, inverse_low)
+    gradients_of(g[i], x, at, count, lse[i], high, low, temperature, inverse, dx, dx_at)
+
+
+@kernel
+def backward_segments(g, x, lse, high, low, temperature, inverse_high, inverse_low, dx):
+    """``backward`` segment by segment, for few long rows (see numbasoft.split)."""
+    for unit in range(x.shape[0] * segment_count(x.shape[1])):
+        backward_segment(g, x, lse, high, low, temperature, inverse_high, inverse_low, unit, dx)
+
+
+@parallel_kernel
+def backward_segments_parallel(g, x, lse, high, low, temperature, inverse_high, inverse_low, dx, blocks):
+    for unit in prange(x.shape[0] * segment_count(x.shape[1])):
+        backward_segment(g, x, lse, high, low, temperature, inverse_high, inverse_low, unit, dx)

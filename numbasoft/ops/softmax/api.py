@@ -227,4 +227,20 @@ def softmax_backward(
 
 def backward(g, y, dx, inverse):
     """The gradient of the rows of y into dx."""
+    if split_rows(*y.shape):
+        split_backward(g, y, dx, inverse)
+        return
     launch(cpu.backward, cpu.backward_parallel, y.dtype, (g, y, inverse), (dx,), y.shape[0], y.size)
+
+
+def split_backward(g, y, dx, inverse):
+    """``backward`` for few long rows, each shared by all threads."""
+    sums, size = np.empty((segments_of(*y.shape), 2)), y.size
+    for unless_zero in None, True:  # as in cpu.backward_rows
+        key = y.dtype, unless_zero
+        launch(cpu.dots, cpu.dots_parallel, key, (g, y, unless_zero), (sums,), len(sums), size)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.abs(sums).sum() < (cpu.SAFE_64 if is_wide(y.dtype) else cpu.SAFE_32):
+                break
+    inputs = g, y, inverse, sums
+    launch(cpu.backward_segments, cpu.backward_segments_parallel, y.dtype, inputs, (dx,), len(sums), size)

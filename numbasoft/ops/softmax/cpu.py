@@ -12,6 +12,7 @@ from ...passes import (
     row_maximum,
     row_quotients,
     row_scaled,
+    segment_dot,
 )
 from ...split import place, row_shift, row_total, segment_count
 from ...summation import two_parts
@@ -156,20 +157,29 @@ def backward_rows(
         dot = row_dot(g, g_at, y, at, n, None)
         if not abs(dot[0] + dot[1]) < safe_mean(y):
             dot = row_dot(g, g_at, y, at, n, True)
-        if inverse == 1.0 and abs(dot[0] + dot[1]) < safe_mean(y):
-            row_gradients(g, g_at, y, at, n, two_parts(dot, y), None, dx, dx_at)
-        else:
-            row_gradients(g, g_at, y, at, n, dot, inverse, dx, dx_at)
+        gradients_of(g, g_at, y, at, n, dot, inverse, dx, dx_at)
+
+
+@inline
+def gradients_of(g, g_at, y, at, n, dot, inverse, dx, dx_at):
+    """y * (g - dot) / T over a row or a segment of it."""
+    if inverse == 1.0 and abs(dot[0] + dot[1]) < safe_mean(y):
+        row_gradients(g, g_at, y, at, n, two_parts(dot, y), None, dx, dx_at)
+    else:
+        row_gradients(g, g_at, y, at, n, dot, inverse, dx, dx_at)
+
+
+# No finite element of the computing type less a number smaller than this overflows.
+SAFE_32, SAFE_64 = 2.0**100, 2.0**960
 
 
 def safe_mean(like):
-    """No finite element less a number smaller than this overflows."""
+    """SAFE_32 or SAFE_64."""
 
 
 @overload(safe_mean, **INLINE)
 def safe_mean_by_type(like):
-    safe = 2.0**960 if like.dtype == types.float64 else 2.0**100
-    return lambda like: safe
+    return (lambda like: SAFE_64) if like.dtype == types.float64 else (lambda like: SAFE_32)
 
 
 @inline
@@ -223,3 +233,45 @@ def backward_parallel(g, y, inverse, dx, blocks):
     rows = y.shape[0]
     for b in prange(blocks):
         backward_rows(g, y, inverse, b * rows // blocks, (b + 1) * rows // blocks, dx)
+
+
+@inline
+def dot_of_segment(g, y, unless_zero, unit, sums):
+    i, first, count = place(unit, y.shape[1])
+    at, g_at = row_at(y, i) + first, row_at(g, i) + first
+    sums[unit, 0], sums[unit, 1] = segment_dot(g, g_at, y, at, count, unless_zero)
+
+
+@kernel
+def dots(g, y, unless_zero, sums):
+    """sum g y, segment by segment, for few long rows (see numbasoft.split)."""
+    for unit in range(sums.shape[0]):
+        dot_of_segment(g, y, unless_zero, unit, sums)
+
+
+@parallel_kernel
+def dots_parallel(g, y, unless_zero, sums, blocks):
+    for unit in prange(sums.shape[0]):
+        dot_of_segment(g, y, unless_zero, unit, sums)
+
+
+@inline
+def backward_segment(g, y, inverse, sums, unit, dx):
+    n = y.shape[1]
+    i, first, count = place(unit, n)
+    dot = row_total(y, sums, unit - unit % segment_count(n), n)
+    at, g_at, dx_at = row_at(y, i) + first, row_at(g, i) + first, row_at(dx, i) + first
+    gradients_of(g, g_at, y, at, count, dot, inverse, dx, dx_at)
+
+
+@kernel
+def backward_segments(g, y, inverse, sums, dx):
+    """y * (g - sum g y) / T, segment by segment, for few long rows."""
+    for unit in range(sums.shape[0]):
+        backward_segment(g, y, inverse, sums, unit, dx)
+
+
+@parallel_kernel
+def backward_segments_parallel(g, y, inverse, sums, dx, blocks):
+    for unit in prange(sums.shape[0]):
+        backward_segment(g, y, inverse, sums, unit, dx)
