@@ -86,12 +86,15 @@ def main() -> None:
         prog="python -m benchmarks.gate_trial", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--runs", type=int, default=10, help="runs of each commit (default %(default)s)")
+    parser.add_argument(
+        "--slowdowns", type=int, nargs="+", default=SLOWDOWNS, metavar="PERCENT", help="(default %(default)s)"
+    )
     parser.add_argument("--unchanged", type=int, default=20, help="runs of the one that changes nothing")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Scratch(Path(folder, "clone"))
         trials = [("unchanged", scratch.unchanged(), chosen.unchanged)]
-        trials += [(f"{p} % slower", scratch.slower(p), chosen.runs) for p in SLOWDOWNS]
+        trials += [(f"{p} % slower", scratch.slower(p), chosen.runs) for p in chosen.slowdowns]
         trials.append(("less accurate", scratch.less_accurate(), 1))
         print(f"{'commit':16} failed   ratios measured")
         for name, commit, runs in trials:
