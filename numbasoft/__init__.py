@@ -3,6 +3,15 @@
 from importlib import import_module as _import_module
 from types import ModuleType as _ModuleType
 
+from .ops.cross_entropy.api import (
+    cross_entropy,
+    cross_entropy_backward,
+    cross_entropy_value_and_grad,
+    nll_loss,
+    nll_loss_backward,
+    perplexity,
+    token_log_probs,
+)
 from .ops.log_softmax.api import log_softmax, log_softmax_backward
 from .ops.logsumexp.api import logsumexp, logsumexp_backward
 from .ops.softmax.api import softmax, softmax_backward
@@ -11,13 +20,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "cross_entropy_value_and_grad",
     "literal",
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",
     "logsumexp_backward",
+    "nll_loss",
+    "nll_loss_backward",
+    "perplexity",
     "softmax",
     "softmax_backward",
+    "token_log_probs",
 ]
 
 

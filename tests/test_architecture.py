@@ -235,6 +235,17 @@ PUBLIC = {
     "softmax_backward": "(grad, y, axis=-1, *, temperature=1.0, out=None)",
     "log_softmax_backward": "(grad, log_y, axis=-1, *, temperature=1.0, out=None)",
     "logsumexp_backward": "(grad, x, lse, axis=-1, *, temperature=1.0, out=None)",
+    "cross_entropy": "(logits, target, *, axis=-1, weight=None, ignore_index=-100, label_smoothing=0.0, "
+    "z_loss=0.0, temperature=1.0, reduction='mean')",
+    "cross_entropy_value_and_grad": "(logits, target, *, axis=-1, weight=None, ignore_index=-100, "
+    "label_smoothing=0.0, z_loss=0.0, temperature=1.0, reduction='mean', out=None)",
+    "cross_entropy_backward": "(grad, logits, target, *, lse=None, axis=-1, weight=None, ignore_index=-100, "
+    "label_smoothing=0.0, z_loss=0.0, temperature=1.0, reduction='mean', out=None)",
+    "token_log_probs": "(logits, ids, *, axis=-1, temperature=1.0)",
+    "perplexity": "(logits, target, *, axis=-1, ignore_index=-100, temperature=1.0)",
+    "nll_loss": "(log_probs, target, *, axis=-1, weight=None, ignore_index=-100, reduction='mean')",
+    "nll_loss_backward": "(grad, log_probs, target, *, axis=-1, weight=None, ignore_index=-100, "
+    "reduction='mean')",
 }
 
 
