@@ -173,7 +173,7 @@ def real(value, name, accepted):
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def shown(value):
@@ -181,7 +181,7 @@ def shown(value):
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape}"
     text = repr(value)
-    return text if len(text) < 60 and "\n" not in text else f"a {type(value).__name__}"
+    return text if len(text) < 60 and "\n" not in text else f"something long of type {type(value).__name__}"
 
 
 def between(value, name, low, high):

@@ -106,29 +106,29 @@ def checked(
     z = checks.not_negative(z_loss, "z_loss")
     checks.one_of(reduction, "reduction", REDUCTIONS)
     is_class = only_classes or y.dtype.kind in "biu" or y.shape == outer
-    own = q = weights = None
+    own = q = weights = spread = None
     rows = math.prod(outer)
+    # what a class has of q is rounded once
+    kept = np.longdouble(1) - smoothing
+    w = np.ones(1, np.longdouble) if weight is None else weight.astype(np.longdouble)
     if is_class:
         y, has_ignored = checks.class_indices(y, outer, names[1], classes, ignore_index, cpu.IGNORED)
         compute = computing_dtype(dtype, t)
         count = divisor = rows - (int(np.count_nonzero(y == cpu.IGNORED)) if has_ignored else 0)
-        own = repeated(1.0 - smoothing, rows)
-        if weight is not None:
-            own = weight[np.maximum(y, 0)]
-            divisor = total(np.where(y == cpu.IGNORED, 0.0, own))
-            own = own * (1.0 - smoothing)
-        if reduction == "mean" and weight is not None and count:
-            z = z * (divisor / count)  # the mean of lse**2 is over rows, whatever their weights
+        if weight is None:
+            own = repeated(float(kept), rows)
+        else:
+            own = (w * kept).astype(np.float64)[np.maximum(y, 0)]
+            divisor = total(np.where(y == cpu.IGNORED, 0.0, weight[np.maximum(y, 0)]))
+            if reduction == "mean" and count:
+                z = z * (divisor / count)  # the mean of lse**2 is over rows, whatever their weights
     else:
         q, divisor = y, rows
         compute = probabilities(x, q, dtype, axis, t, names)
-    floats = np.float64 if is_wide(compute) else np.float32
-    spread = None
-    if smoothing:
-        spread = (smoothing / classes * (np.ones(classes) if weight is None else weight)).astype(floats)
-    if q is not None and (smoothing or weight is not None):
-        weights = ((1.0 - smoothing) * (np.ones(classes) if weight is None else weight)).astype(floats)
-        spread = np.zeros(classes, floats) if spread is None else spread
+    if smoothing or (q is not None and weight is not None):
+        floats = np.float64 if is_wide(compute) else np.float32
+        spread = np.broadcast_to(w * smoothing / classes, classes).astype(floats)
+        weights = None if q is None else np.broadcast_to(w * kept, classes).astype(floats)
     return Rows(
         x, dtype, compute, axis, outer, t, None if q is not None else y, q, own, weights, spread, z,
         reduction, divisor,

@@ -17,7 +17,7 @@ from numba.extending import overload
 
 from ...elementary import coefficients, exponential, largest, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
-from ...passes import largest_safe, row_exponentials, row_maximum, row_others
+from ...passes import row_exponentials, row_maximum, row_others
 from ...summation import dot_push, dot_start, exact_push, sum_end, two_parts
 from ...tiles import (
     ROWS,
@@ -107,7 +107,7 @@ def rows_of(
             shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
             total[r], lost[r] = row_exponentials(x, at, None, 0, n, e, e_at, shift, high, low, ahead)
             if dx is None:
-                is_top = own_logit == m[r]
+                is_top = own_logit == m[r] and (target is not None or 2.0 * largest(x) > total[r])
                 log = log_of_total(x, at, n, m[r], is_top, shift, high, low, total[r], lost[r])
             else:
                 if target is None:
@@ -132,9 +132,12 @@ def rows_of(
                 if k == IGNORED:
                     row_filled(dx, dx_at, n, 0.0)
                     continue
-                unit = g[i + r] * inverse
-                mass = whole[r] + (0.0 if target is None else own[i + r])
+                unit, unit_lost = two_product(g[i + r], inverse)
+                mass, mass_lost = two_sum(whole[r], 0.0 if target is None else own[i + r])
                 extra = 2.0 * z * lse[r] if z != 0.0 else 0.0
+                mass_and, lost_and = two_sum(mass, extra)
+                factor, factor_lost = two_product(unit, mass_and)
+                factor_lost += unit_lost * mass_and + unit * (lost_and + (mass_lost + whole_lost[r]))
                 own_gradient = 0.0
                 if k != NOBODY:
                     s = total[r] + lost[r]
@@ -145,7 +148,7 @@ def rows_of(
                     e_at,
                     n,
                     (first[r], second[r]),
-                    unit * (mass + extra),
+                    (factor, factor_lost),
                     q,
                     q_at,
                     weights,
@@ -264,22 +267,22 @@ def distance_of_row(x, at, q, q_at, weights, spread, n, m):
     one = filled(x, 1.0)
     whole, far = dot_start(one), dot_start(one)
     w = lanes(x)
-    # where a difference could overflow though its quotient by T does not, both are made smaller
-    reduced = 0.25 if abs(np.float64(m)) > largest_safe(x) else 1.0
+    top = m * 0.25  # a difference may overflow though its quotient by T does not, a quarter of it never
     j = 0
     while j + w <= n:
         a = share(one, q, q_at, weights, spread, j)
         v = select(a == 0.0, m, load(x, at + j))
-        far = dot_push(far, a, m * reduced - v * reduced)
+        far = dot_push(far, a, fma(v, -0.25, top))
         whole = dot_push(whole, a, one)
         j += w
     if j < n:
         a = share_part(one, q, q_at, weights, spread, j, n - j)
         v = select(a == 0.0, m, load_part(x, at + j, n - j, 0.0))
-        far = dot_push(far, a, m * reduced - v * reduced)
+        far = dot_push(far, a, fma(v, -0.25, top))
         whole = dot_push(whole, a, one)
     distance, mass = sum_end(far), sum_end(whole)
-    return (distance[0] + distance[1]) / reduced, mass[0], mass[1]
+    both = distance[0] if np.isinf(distance[0]) else distance[0] + distance[1]
+    return both * 4.0, mass[0], mass[1]
 
 
 @inline
@@ -347,8 +350,11 @@ def value_of_by_type(target, own, i, m, own_logit, inverse, log, far, whole, z, 
 
 
 def value_of_class(target, own, i, m, own_logit, inverse, log, far, whole, z, lse):
-    distance = (np.float64(m) * 0.25 - own_logit * 0.25) * inverse * 4.0
-    value = own[i] * (distance + log) if own[i] != 0.0 else 0.0
+    quarter = (np.float64(m) * 0.25 - own_logit * 0.25) * inverse
+    value = own[i] * log
+    if own[i] != 0.0:
+        # the distance may overflow though its product does not
+        value = own[i] * (quarter * 4.0 + log) if quarter < 2.0**1000 else own[i] * quarter * 4.0
     if whole != 0.0:
         value += whole * log + far * inverse
     return with_square(value, z, lse)
@@ -362,6 +368,17 @@ def with_square(value, z, lse):
 # The gradient.
 
 
+@inline
+def two_product(a, b):
+    """a * b as the rounded product and what the rounding lost, as far as nothing overflows (Dekker)."""
+    p = a * b
+    x, y = a * 134217729.0, b * 134217729.0
+    a_high, b_high = x - (x - a), y - (y - b)
+    a_low, b_low = a - a_high, b - b_high
+    lost = ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return p, lost if np.isfinite(lost) else 0.0
+
+
 def factors_safe(like, reciprocal, factor):
     """Whether reciprocal * factor can be one number: nothing underflows and what is 0 stays 0."""
 
@@ -369,9 +386,7 @@ def factors_safe(like, reciprocal, factor):
 @overload(factors_safe, **INLINE)
 def factors_safe_by_type(like, reciprocal, factor):
     smallest, most = (2.0**-900, 2.0**140) if like.dtype == types.float64 else (2.0**-100, 2.0**30)
-    return lambda like, reciprocal, factor: (
-        abs(reciprocal * factor) > smallest and abs(np.float64(factor)) < most
-    )
+    return lambda like, reciprocal, factor: abs(reciprocal * factor) > smallest and abs(factor) < most
 
 
 def lift(like):
@@ -388,19 +403,21 @@ def lift_by_type(like):
 @inline
 def row_gradients(e, e_at, n, reciprocal, factor, q, q_at, weights, spread, unit, dx, dx_at):
     """e * reciprocal * factor - unit * q for a row, in a way that suits the size of the factor."""
-    if factors_safe(e, reciprocal[0], factor):
-        both = two_parts((reciprocal[0] * factor, reciprocal[1] * factor), e)
-        row_products(e, e_at, n, both, q, q_at, weights, spread, unit, dx, dx_at)
+    if factors_safe(e, reciprocal[0], factor[0]):
+        high, low = two_product(np.float64(reciprocal[0]), factor[0])
+        low += reciprocal[0] * factor[1] + reciprocal[1] * factor[0]
+        row_products(e, e_at, n, two_parts((high, low), e), q, q_at, weights, spread, unit, dx, dx_at)
         return
-    up = lift(e)[0] if abs(factor) > 1.0 else 1.0
+    up = lift(e)[0] if abs(factor[0]) > 1.0 else 1.0
     both = two_parts((reciprocal[0] * up, reciprocal[1] * up), e)
     one = filled(e, 1.0)
+    none = 0.0 if both[0] == both[0] and factor[0] == factor[0] else np.nan
     j = 0
     while j < n:
         v = load_part(e, e_at + j, n - j, 0.0)
-        p = select(v < lift(e)[1], 0.0, fma(v, both[0], v * both[1]))
+        p = select(v < lift(e)[1], none, fma(v, both[0], v * both[1]))
         a = share_part(one, q, q_at, weights, spread, j, n - j)
-        store_part(dx, dx_at + j, n - j, less(p * (factor / up), a, unit))
+        store_part(dx, dx_at + j, n - j, less(p * (factor[0] / up), a, unit))
         j += lanes(e)
 
 
@@ -470,10 +487,10 @@ def rows_from_lse(
             continue
         s = shift_of_lse(filled(x, lse[i]), temperature, inverse_high, inverse_low, high)
         shift = first_lanes(s, parts)
-        unit = g[i] * inverse
+        unit = g[i] * inverse if np.isfinite(lse[i]) else np.nan
         extra = 2.0 * z * lse[i] if z != 0.0 else 0.0
         mass = own[i] + whole
-        factor = unit * (mass + extra) if np.isfinite(lse[i]) else np.nan
+        factor = unit * (mass + extra)
         e_own = element_from_lse(x, at + k, shift, high, low)
         # the target's own exponential is not among the others: it may be all but nothing less than their sum
         others = part_from_lse(x, at, k, shift, high, low, factor, spread, 0, unit, dx, dx_at)
