@@ -3,6 +3,7 @@
 from importlib import import_module as _import_module
 from types import ModuleType as _ModuleType
 
+from .ops.binary_cross_entropy.api import binary_cross_entropy, binary_cross_entropy_backward
 from .ops.cross_entropy.api import (
     cross_entropy,
     cross_entropy_backward,
@@ -12,25 +13,34 @@ from .ops.cross_entropy.api import (
     perplexity,
     token_log_probs,
 )
+from .ops.kl_divergence.api import kl_divergence, kl_divergence_backward
 from .ops.log_softmax.api import log_softmax, log_softmax_backward
 from .ops.logsumexp.api import logsumexp, logsumexp_backward
+from .ops.sigmoid.api import logit, sigmoid, sigmoid_backward
 from .ops.softmax.api import softmax, softmax_backward
 
 __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "binary_cross_entropy",
+    "binary_cross_entropy_backward",
     "cross_entropy",
     "cross_entropy_backward",
     "cross_entropy_value_and_grad",
+    "kl_divergence",
+    "kl_divergence_backward",
     "literal",
     "log_softmax",
     "log_softmax_backward",
+    "logit",
     "logsumexp",
     "logsumexp_backward",
     "nll_loss",
     "nll_loss_backward",
     "perplexity",
+    "sigmoid",
+    "sigmoid_backward",
     "softmax",
     "softmax_backward",
     "token_log_probs",

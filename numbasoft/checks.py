@@ -296,3 +296,13 @@ def apart(value, inputs):
     for name, given in inputs:
         if given is not None and value.size and np.may_share_memory(value, given):
             raise ValueError(f"out shares memory with {name}, but must not")
+
+
+def probability(value, name):
+    """Every element of an array is from 0 to 1."""
+    if value.size and not (value.min() >= 0 and value.max() <= 1):
+        inside = (value >= 0) & (value <= 1)
+        first = int(np.flatnonzero(~inside)[0])
+        at = tuple(map(int, np.unravel_index(first, value.shape)))
+        where = f" at {at if len(at) > 1 else at[0]}" if at else ""
+        raise ValueError(f"{name} is {value[at]}{where}, but must be from 0 to 1")

@@ -74,7 +74,7 @@ def floor(module):
         return 5
     if room(module):
         return 4 if module.endswith(".api") or module.count(".") == 2 else 3
-    if module in ("numbasoft.arrays", "numbasoft.checks"):
+    if module in ("numbasoft.arrays", "numbasoft.checks", "numbasoft.elementwise"):
         return 2
     if within(module, "numbasoft.vector"):
         return 0
@@ -243,6 +243,14 @@ PUBLIC = {
     "label_smoothing=0.0, z_loss=0.0, temperature=1.0, reduction='mean', out=None)",
     "token_log_probs": "(logits, ids, *, axis=-1, temperature=1.0)",
     "perplexity": "(logits, target, *, axis=-1, ignore_index=-100, temperature=1.0)",
+    "binary_cross_entropy": "(logits, target, *, pos_weight=1.0, reduction='mean')",
+    "binary_cross_entropy_backward": "(grad, logits, target, *, pos_weight=1.0, reduction='mean', out=None)",
+    "kl_divergence": "(p_logits, q_logits, *, axis=-1, temperature=1.0, reduction='mean')",
+    "kl_divergence_backward": "(grad, p_logits, q_logits, *, axis=-1, temperature=1.0, reduction='mean', "
+    "out=None)",
+    "sigmoid": "(x, *, out=None)",
+    "sigmoid_backward": "(grad, y, *, out=None)",
+    "logit": "(p, *, out=None)",
     "nll_loss": "(log_probs, target, *, axis=-1, weight=None, ignore_index=-100, reduction='mean')",
     "nll_loss_backward": "(grad, log_probs, target, *, axis=-1, weight=None, ignore_index=-100, "
     "reduction='mean')",

@@ -386,7 +386,7 @@ def test_there_is_no_temporary_of_the_logits_size(kind, rng):
     cross_entropy_value_and_grad(x, target, axis=axis, out=out)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < x.nbytes / 8
+    assert peak < x.nbytes / 5  # blocks of a fixed size
 
 
 @pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i4", ">u8"])

@@ -9,21 +9,19 @@ negative, and at the class k that may hold nearly all of the probability, sum q 
 q holds elsewhere less sum q times the part of the others in s.
 """
 
-import math
-
 import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
+from ...confident import CONFIDENT, log_of_parts, log_of_total
 from ...elementary import coefficients, exponential, largest, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
-from ...passes import row_exponentials, row_maximum, row_others
+from ...passes import row_exponentials, row_maximum
 from ...summation import dot_push, dot_start, exact_push, sum_end, two_parts
 from ...tiles import (
     ROWS,
     exponentials_in,
     first_lanes,
-    log_of_sum,
     prefetch_distance,
     reciprocals,
     rows_in_tile,
@@ -44,9 +42,6 @@ from ...vector import (
     store_part,
     sum_across,
 )
-
-# Where the others are less than this part of a sum, it does not tell them well enough: they are summed apart.
-CONFIDENT = 2.0**-12
 
 # Instead of a class: the row is ignored, or no class holds more than half of its probability.
 IGNORED, NOBODY = -1, -2
@@ -283,22 +278,6 @@ def distance_of_row(x, at, q, q_at, weights, spread, n, m):
     distance, mass = sum_end(far), sum_end(whole)
     both = distance[0] if np.isinf(distance[0]) else distance[0] + distance[1]
     return both * 4.0, mass[0], mass[1]
-
-
-@inline
-def log_of_total(x, at, n, m, is_top, shift, high, low, total, lost):
-    """log(sum exp(x - m)), where a sum that m dominates by far is taken once more without it."""
-    rest = (total - largest(x)) + lost
-    if is_top and rest < total * CONFIDENT:
-        s = row_others(x, at, None, 0, n, m, shift, high, low)
-        return log_of_sum(s[0], s[1], s[2], x)
-    return log_of_parts(x, is_top, rest, total + lost)
-
-
-@inline
-def log_of_parts(like, is_top, others, total):
-    """log(sum exp(x - m)) from the sum, or from that without one maximum where ``is_top``."""
-    return math.log1p(others / largest(like)) if is_top else math.log(total / largest(like))
 
 
 @inline
