@@ -13,6 +13,7 @@ from .ops.cross_entropy.api import (
     perplexity,
     token_log_probs,
 )
+from .ops.fit_temperature.api import fit_temperature
 from .ops.kl_divergence.api import kl_divergence, kl_divergence_backward
 from .ops.log_softmax.api import log_softmax, log_softmax_backward
 from .ops.logsumexp.api import logsumexp, logsumexp_backward
@@ -25,9 +26,11 @@ __all__ = [
     "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_backward",
+    "calibration",
     "cross_entropy",
     "cross_entropy_backward",
     "cross_entropy_value_and_grad",
+    "fit_temperature",
     "kl_divergence",
     "kl_divergence_backward",
     "literal",
@@ -48,7 +51,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _ModuleType:
-    """``numbasoft.literal`` and ``numbasoft.scipy``, imported when they are first asked for."""
-    if name in ("literal", "scipy"):
+    """``numbasoft.calibration``, ``literal`` and ``scipy``, imported when they are first asked for."""
+    if name in ("calibration", "literal", "scipy"):
         return _import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
