@@ -17,6 +17,7 @@ from .ops.fit_temperature.api import fit_temperature
 from .ops.kl_divergence.api import kl_divergence, kl_divergence_backward
 from .ops.log_softmax.api import log_softmax, log_softmax_backward
 from .ops.logsumexp.api import logsumexp, logsumexp_backward
+from .ops.sample.api import gumbel_softmax, sample
 from .ops.sigmoid.api import logit, sigmoid, sigmoid_backward
 from .ops.softmax.api import softmax, softmax_backward
 
@@ -31,6 +32,7 @@ __all__ = [
     "cross_entropy_backward",
     "cross_entropy_value_and_grad",
     "fit_temperature",
+    "gumbel_softmax",
     "kl_divergence",
     "kl_divergence_backward",
     "literal",
@@ -42,6 +44,7 @@ __all__ = [
     "nll_loss",
     "nll_loss_backward",
     "perplexity",
+    "sample",
     "sigmoid",
     "sigmoid_backward",
     "softmax",
