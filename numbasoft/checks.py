@@ -166,6 +166,8 @@ def shares_part(array, value):
 
 def real(value, name, accepted):
     """One real number as a float; ``accepted`` says in words what is."""
+    if type(value) is float:  # an abstract class takes a microsecond to ask
+        return value
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating)):
@@ -204,6 +206,8 @@ def not_negative(value, name):
 
 def integer(value, name):
     """An int, of Python or NumPy; no bool."""
+    if type(value) is int:
+        return value
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} is {shown(value)}, but must be an int")
     return int(value)

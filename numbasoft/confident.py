@@ -5,7 +5,6 @@ import math
 from .elementary import largest
 from .jit import inline
 from .passes import row_others
-from .tiles import log_of_sum
 
 # Where the others are less than this part of a sum, it does not tell them well enough: they are summed apart.
 CONFIDENT = 2.0**-12
@@ -17,7 +16,7 @@ def log_of_total(x, at, n, m, is_top, shift, high, low, total, lost):
     rest = (total - largest(x)) + lost
     if is_top and rest < total * CONFIDENT:
         s = row_others(x, at, None, 0, n, m, shift, high, low)
-        return log_of_sum(s[0], s[1], s[2], x)
+        return log_of_parts(x, True, s[0] + s[1], 0.0)
     return log_of_parts(x, is_top, rest, total + lost)
 
 

@@ -108,9 +108,10 @@ def checked(
     is_class = only_classes or y.dtype.kind in "biu" or y.shape == outer
     own = q = weights = spread = None
     rows = math.prod(outer)
-    # what a class has of q is rounded once
-    kept = np.longdouble(1) - smoothing
-    w = np.ones(1, np.longdouble) if weight is None else weight.astype(np.longdouble)
+    kept, w = 1.0 - smoothing, 1.0
+    if smoothing or weight is not None:  # what a class has of q is rounded once
+        kept = np.longdouble(1) - smoothing
+        w = np.ones(1, np.longdouble) if weight is None else weight.astype(np.longdouble)
     if is_class:
         y, has_ignored = checks.class_indices(y, outer, names[1], classes, ignore_index, cpu.IGNORED)
         compute = computing_dtype(dtype, t)
