@@ -162,3 +162,151 @@ def shares_part(array, value):
         return bool(np.shares_memory(array, value, max_work=10_000))
     except np.exceptions.TooHardError:
         return True
+
+
+def real(value, name, accepted):
+    """One real number as a float; ``accepted`` says in words what is."""
+    if type(value) is float:  # an abstract class takes a microsecond to ask
+        return value
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating)):
+        raise TypeError(f"{name} is {shown(value)}, but must be {accepted}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def shown(value):
+    """A value in an error: what it is, but no page of it."""
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    text = repr(value)
+    return text if len(text) < 60 and "\n" not in text else f"something long of type {type(value).__name__}"
+
+
+def between(value, name, low, high):
+    """A real number from low to high."""
+    accepted = f"a number from {low} to {high}"
+    number = real(value, name, accepted)
+    if not low <= number <= high:
+        raise ValueError(f"{name} is {shown(value)}, but must be {accepted}")
+    return number
+
+
+def not_negative(value, name):
+    """A real number that is finite and not negative."""
+    accepted = "a finite number that is not negative"
+    number = real(value, name, accepted)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} is {shown(value)}, but must be {accepted}")
+    return number
+
+
+def integer(value, name):
+    """An int, of Python or NumPy; no bool."""
+    if type(value) is int:
+        return value
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} is {shown(value)}, but must be an int")
+    return int(value)
+
+
+def one_of(value, name, allowed):
+    if not isinstance(value, str) or value not in allowed:
+        words = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"{name} is {shown(value)}, but must be {words}")
+    return value
+
+
+def class_axis(axis, shape, name):
+    """The one axis that the classes of an array lie along, not negative; there is at least one class."""
+    if axis is None or isinstance(axis, tuple):
+        raise TypeError(f"axis is {axis!r}, but must be one int: the axis of the classes")
+    if not shape:
+        raise ValueError(f"{name} is a single number, but must have an axis of classes")
+    (result,) = axes(axis, len(shape))
+    if shape[result] == 0:
+        raise ValueError(f"{name} has shape {shape}, but must have at least one class along axis {result}")
+    return result
+
+
+def class_weight(value, classes):
+    """One weight per class as float64, or None."""
+    if value is None:
+        return None
+    weight = array(value, "weight")
+    result_dtype(weight.dtype, "weight")
+    if weight.shape != (classes,):
+        raise ValueError(f"weight has shape {weight.shape}, but must have shape ({classes},): one per class")
+    weight = weight.astype(np.float64)
+    bad = np.flatnonzero(~((weight >= 0) & (weight < np.inf)))
+    if bad.size:
+        raise ValueError(f"weight is {weight[bad[0]]} at {bad[0]}, but must be finite and not negative")
+    return weight
+
+
+def class_indices(target, shape, name, classes, ignore_index, ignored):
+    """Class indices as contiguous int64, one per row, and ``ignored`` where they equal ignore_index.
+
+    ``shape`` is the logits' without the classes. ``ignore_index`` None: nothing is ignored.
+    """
+    if target.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {target.dtype}, but must hold integers: class indices")
+    if target.shape != shape:
+        raise ValueError(
+            f"{name} has shape {target.shape}, but must have shape {shape}, that of the logits without their classes"
+        )
+    rows = np.ascontiguousarray(target).reshape(-1)
+    if rows.size == 0:
+        return np.empty(0, np.int64), False
+    if 0 <= rows.min() and rows.max() < classes and not (ignore_index is not None and ignore_index >= 0):
+        return rows.astype(np.int64, copy=False), False
+    left_out = np.zeros(rows.shape, bool) if ignore_index is None else rows == ignore_index
+    bad = np.flatnonzero(~(((rows >= 0) & (rows < classes)) | left_out))
+    if bad.size:
+        at = tuple(map(int, np.unravel_index(bad[0], shape)))
+        where = f" at {at if len(at) > 1 else at[0]}" if at else ""
+        besides = "" if ignore_index is None else f", or ignore_index={ignore_index}"
+        raise ValueError(f"{name} is {rows[bad[0]]}{where}, but must be from 0 to {classes - 1}{besides}")
+    return np.where(left_out, ignored, rows).astype(np.int64, copy=False), bool(left_out.any())
+
+
+def sum_tolerance(dtype):
+    """How far the sum of probabilities may be from 1: by rounding to the dtype, and other libraries' errors."""
+    if is_bfloat16(dtype):
+        return 2.0**-5
+    return 2.0**-8 if dtype.itemsize == 2 else 2.0**-10
+
+
+def distributions(least, sums, name, shape, dtype):
+    """Refuse probabilities of which an element is negative, or a row does not sum to 1."""
+    tolerance = sum_tolerance(dtype)
+    bad = np.flatnonzero(~((least >= 0) & (np.abs(sums - 1) <= tolerance)))
+    if not bad.size:
+        return
+    i = bad[0]
+    at = tuple(map(int, np.unravel_index(i, shape)))
+    row = f" in row {at if len(at) > 1 else at[0]}" if at else ""
+    if least[i] < 0:
+        raise ValueError(f"{name} holds {least[i]:.6g}{row}, but probabilities must not be negative")
+    raise ValueError(f"{name} sums to {sums[i]:.6g}{row}, but must sum to 1 within {tolerance}")
+
+
+def apart(value, inputs):
+    """An output given by the caller shares no memory with these inputs."""
+    for name, given in inputs:
+        if given is not None and value.size and np.may_share_memory(value, given):
+            raise ValueError(f"out shares memory with {name}, but must not")
+
+
+def probability(value, name):
+    """Every element of an array is from 0 to 1."""
+    if value.size and not (value.min() >= 0 and value.max() <= 1):
+        inside = (value >= 0) & (value <= 1)
+        first = int(np.flatnonzero(~inside)[0])
+        at = tuple(map(int, np.unravel_index(first, value.shape)))
+        where = f" at {at if len(at) > 1 else at[0]}" if at else ""
+        raise ValueError(f"{name} is {value[at]}{where}, but must be from 0 to 1")

@@ -23,6 +23,7 @@ KINDS = {
     np.dtype(np.uint8): types.uint8,  # masks, and 8, 16, 32 and 64 bits to be copied
     np.dtype(np.uint32): types.uint32,
     np.dtype(np.uint64): types.uint64,
+    np.dtype(np.int64): types.int64,  # classes
 }
 
 

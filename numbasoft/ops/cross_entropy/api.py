@@ -1,0 +1,630 @@
+"""Cross-entropy, its gradient and what else is made of log-probabilities, for callers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ... import arrays, checks, elementary, jit
+from ...arrays import Array
+from ...launch import computing_dtype, is_wide, launch, workspace
+from ...totals import total
+from . import cpu
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+@dataclass
+class Rows:
+    """A call's arguments, checked, as its kernels take them."""
+
+    x: Array
+    dtype: np.dtype[Any]
+    compute: np.dtype[Any]
+    axis: int
+    outer: tuple[int, ...]  # the shape of one number per row
+    temperature: float
+    target: Array | None  # the class of every row
+    q: Array | None  # or the probabilities of all classes
+    own: Array | None
+    weights: Array | None
+    spread: Array | None
+    z: float
+    reduction: str
+    divisor: float  # of a sum over rows, for their mean; 0 where none counts
+
+    @property
+    def wide(self):
+        return is_wide(self.compute)
+
+    @property
+    def factors(self):
+        """log2(e) / T and 1 / T, in two parts each."""
+        return *elementary.scale(self.temperature, self.wide), *elementary.inverse(
+            self.temperature, self.wide
+        )
+
+    def reduced(self, loss):
+        """The losses of all rows as the caller wants them."""
+        if self.reduction == "none":
+            return rounded(loss.reshape(self.outer), self.dtype)
+        value = total(loss)
+        if self.reduction == "mean":
+            value = value / self.divisor if self.divisor else 0.0
+        return rounded(np.asarray(value), self.dtype)
+
+    def per_row(self, grad):
+        """What each row's gradient is multiplied with, given the gradient with respect to the result."""
+        if self.reduction == "mean":
+            grad = grad / self.divisor if self.divisor else np.zeros_like(grad)
+        return repeated(grad, math.prod(self.outer)) if grad.ndim == 0 else grad.reshape(-1)
+
+    def upstream(self, grad):
+        """``per_row`` for a gradient as the caller gives it."""
+        g = checks.array(grad, "grad")
+        checks.result_dtype(g.dtype, "grad")
+        if self.reduction == "none":
+            g = checks.reduced_shape(g, "grad", self.x.shape, (self.axis,))
+        elif g.shape:
+            raise ValueError(
+                f"grad has shape {g.shape}, but must be one number for reduction {self.reduction!r}"
+            )
+        return self.per_row(g.astype(np.float64))
+
+
+def repeated(value, rows):
+    """One number for every row, without a copy of it for each."""
+    return np.ndarray(rows, np.float64, np.array([value], np.float64), strides=(0,))
+
+
+def rounded(values, dtype):
+    if values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore", under="ignore"):
+        return values.astype(dtype)
+
+
+def checked(
+    logits, target, axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
+    names=("logits", "target"), only_classes=False,
+):  # fmt: skip
+    """The arguments of all functions here; what is wrong with one is raised before anything is written."""
+    x, y = checks.array(logits, names[0]), checks.array(target, names[1])
+    dtype = checks.result_dtype(x.dtype, names[0])
+    axis = checks.class_axis(axis, x.shape, names[0])
+    t = checks.temperature(temperature)
+    classes = x.shape[axis]
+    outer = x.shape[:axis] + x.shape[axis + 1 :]
+    weight = checks.class_weight(weight, classes)
+    if ignore_index is not None:
+        ignore_index = checks.integer(ignore_index, "ignore_index")
+    smoothing = checks.between(label_smoothing, "label_smoothing", 0, 1)
+    z = checks.not_negative(z_loss, "z_loss")
+    checks.one_of(reduction, "reduction", REDUCTIONS)
+    is_class = only_classes or y.dtype.kind in "biu" or y.shape == outer
+    own = q = weights = spread = None
+    rows = math.prod(outer)
+    kept, w = 1.0 - smoothing, 1.0
+    if smoothing or weight is not None:  # what a class has of q is rounded once
+        kept = np.longdouble(1) - smoothing
+        w = np.ones(1, np.longdouble) if weight is None else weight.astype(np.longdouble)
+    if is_class:
+        y, has_ignored = checks.class_indices(y, outer, names[1], classes, ignore_index, cpu.IGNORED)
+        compute = computing_dtype(dtype, t)
+        count = divisor = rows - (int(np.count_nonzero(y == cpu.IGNORED)) if has_ignored else 0)
+        if weight is None:
+            own = repeated(float(kept), rows)
+        else:
+            own = (w * kept).astype(np.float64)[np.maximum(y, 0)]
+            divisor = total(np.where(y == cpu.IGNORED, 0.0, weight[np.maximum(y, 0)]))
+            if reduction == "mean" and count:
+                z = z * (divisor / count)  # the mean of lse**2 is over rows, whatever their weights
+    else:
+        q, divisor = y, rows
+        compute = probabilities(x, q, dtype, axis, t, names)
+    if smoothing or (q is not None and weight is not None):
+        floats = np.float64 if is_wide(compute) else np.float32
+        spread = np.broadcast_to(w * smoothing / classes, classes).astype(floats)
+        weights = None if q is None else np.broadcast_to(w * kept, classes).astype(floats)
+    return Rows(
+        x, dtype, compute, axis, outer, t, None if q is not None else y, q, own, weights, spread, z,
+        reduction, divisor,
+    )  # fmt: skip
+
+
+def probabilities(x, q, dtype, axis, t, names):
+    """Check the probabilities of all classes; the dtype to compute in."""
+    of_target = checks.result_dtype(q.dtype, names[1])
+    checks.same_shape(q, names[1], x, names[0])
+    both = {dtype, of_target}
+    wider = np.dtype(np.float32) if len(both) > 1 and all(d.itemsize == 2 for d in both) else None
+    compute = computing_dtype(wider or max(both, key=lambda d: d.itemsize), t)
+    outer = x.shape[:axis] + x.shape[axis + 1 :]
+    least, sums = np.zeros(math.prod(outer)), np.ones(math.prod(outer))
+    if q.size:
+        arrays.over_rows(
+            lambda full, reduced: launch(
+                cpu.check, cpu.check_parallel, full[0].dtype, full[:1], reduced, *full[0].shape
+            ),
+            [q, None], [least, sums], (axis,), of_target,
+        )  # fmt: skip
+    checks.distributions(least, sums, names[1], outer, of_target)
+    return compute
+
+
+def output(rows, out, inputs):
+    """Where gradients go: new, or given by the caller."""
+    if out is None:
+        return np.empty_like(rows.x, dtype=rows.dtype, subok=False)
+    checks.out(out, rows.x.shape, rows.dtype, [("logits", rows.x)])
+    checks.apart(out, inputs)
+    return out
+
+
+def cross_entropy(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+) -> Array:
+    r"""The cross-entropy of a target and the softmax of logits, from the logits.
+
+    .. math:: \mathrm{loss} = \sum_j q_j \left(\mathrm{lse} - x_j / T\right) + z\,\mathrm{lse}^2,
+        \qquad \mathrm{lse} = \log \sum_k \exp(x_k / T)
+
+    For the class t, ``q_j = w_j ((1 - eps) [j = t] + eps / C)`` except that the first term has
+    the weight of t alone; for class probabilities y, ``q_j = w_j ((1 - eps) y_j + eps / C)``.
+
+    Parameters
+    ----------
+    logits : array_like
+        x, of dtype float16, bfloat16, float32 or float64, which the result keeps; bool and
+        integers are computed in float64. Any layout.
+    target : array_like
+        Either the class of each row: integers of the shape of ``logits`` without ``axis``; or
+        probabilities of all classes: floats of the shape of ``logits``, not negative, each row
+        with a sum of 1 (within 2**-10; 2**-8 in float16 and 2**-5 in bfloat16).
+    axis : int, default -1
+        The axis of the classes; 1 for PyTorch's (N, C, d1, ...).
+    weight : array_like, optional
+        w, one finite number per class, not negative; default 1.
+    ignore_index : int, default -100
+        Rows of this class have loss 0 and gradient 0, whatever their logits hold. For class
+        indices only.
+    label_smoothing : float, default 0.0
+        eps, from 0 to 1: the part of the target that is spread over all C classes.
+    z_loss : float, default 0.0
+        z, which draws the log-sum-exp towards 0. Its mean is over the rows that are not
+        ignored, whatever their weights.
+    temperature : float, default 1.0
+        T, positive and finite.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum over rows by the sum of the weights of their classes; for
+        probabilities, by the number of rows. "none" returns the loss of every row.
+
+    Returns
+    -------
+    numpy.ndarray
+        One number, or for "none" one per row. At most 4 ULP of the largest term from the
+        exact result in float32 and float64, also next to 0; rounded once in float16 and
+        bfloat16. +inf where a class of probability 0 has weight.
+
+    Raises
+    ------
+    TypeError
+        An argument has a wrong type or dtype.
+    ValueError
+        A class is out of range (the first one is named), a probability is negative, a row
+        of them does not sum to 1, a shape does not fit, there are no classes, or a number
+        is out of its range.
+    numpy.exceptions.AxisError
+        The axis is out of range.
+
+    Notes
+    -----
+    The semantics are PyTorch's, with one exception: where no row counts (all are ignored,
+    the batch is empty or all weights are 0), "mean" gives 0 and gradients of 0, not NaN. A
+    batch of padding then changes no sum over batches and no parameter. The sum over rows
+    has a fixed order, so the same rows give the same bits with any number of threads.
+
+    References
+    ----------
+    C. Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016
+    (label smoothing); A. Chowdhery et al., "PaLM: scaling language modeling with pathways",
+    JMLR 24 (2023) 240 (z_loss).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numbasoft
+    >>> logits = np.array([[1.0, 2.0, 3.0], [1000.0, 0.0, 0.0]])
+    >>> numbasoft.cross_entropy(logits, [2, 0])
+    array(0.20380298)
+    >>> numbasoft.cross_entropy(logits, [2, 1], reduction="none")
+    array([4.07605964e-01, 1.00000000e+03])
+    """
+    rows = checked(
+        logits, target, axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction
+    )
+    return rows.reduced(losses(rows, None, None))
+
+
+def cross_entropy_value_and_grad(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    out: Array | None = None,
+) -> tuple[Array, Array]:
+    r"""``cross_entropy`` and its gradient with respect to the logits, in one go.
+
+    .. math:: dx_j = \frac{1}{T} \left(\left(\sum_k q_k + 2 z\,\mathrm{lse}\right) p_j - q_j\right)
+
+    Parameters
+    ----------
+    logits, target : array_like
+        As given to ``cross_entropy``.
+    axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction :
+        As given to ``cross_entropy``.
+    out : numpy.ndarray, optional
+        Where to put the gradient, of the shape and dtype of ``logits``; may be ``logits`` itself.
+
+    Returns
+    -------
+    loss : numpy.ndarray
+        What ``cross_entropy`` returns.
+    grad : numpy.ndarray
+        Its gradient, of the shape of ``logits``; for "none" that of each row's own loss. At
+        most 4 ULP of the largest term from the exact result. At the target's class that is
+        less the sum of the others' probabilities: it does not vanish in a confident row.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As ``cross_entropy``; or ``out`` does not fit, or overlaps an argument.
+
+    Notes
+    -----
+    16-bit logits take one row per thread in float32 as room to work, others none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numbasoft
+    >>> loss, grad = numbasoft.cross_entropy_value_and_grad(np.array([1.0, 2.0, 3.0]), 2)
+    >>> grad
+    array([ 0.09003057,  0.24472847, -0.33475904])
+    >>> numbasoft.cross_entropy_value_and_grad(np.array([50.0, 0.0]), 0)[1]
+    array([-1.92874985e-22,  1.92874985e-22])
+    """
+    rows = checked(
+        logits, target, axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction
+    )
+    dx = output(rows, out, [("target", target), ("weight", weight)])
+    loss = losses(rows, rows.per_row(np.ones(())), dx)
+    return rows.reduced(loss), dx
+
+
+def cross_entropy_backward(
+    grad: ArrayLike,
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    lse: ArrayLike | None = None,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    out: Array | None = None,
+) -> Array:
+    r"""The gradient of a loss with respect to the logits, from that with respect to ``cross_entropy``'s result.
+
+    .. math:: dx_j = \frac{g}{T} \left(\left(\sum_k q_k + 2 z\,\mathrm{lse}\right) p_j - q_j\right)
+
+    Parameters
+    ----------
+    grad : array_like
+        g, of the shape of what ``cross_entropy`` returned.
+    logits, target : array_like
+        As given to ``cross_entropy``.
+    lse : array_like, optional
+        What ``logsumexp`` gives for the logits, the axis and the temperature, with or without
+        the axis. It spares a traversal of the logits. The gradient is then that of the
+        ``lse`` as given: its rounding to float32 is worth up to ``abs(lse) / 2`` ULP. With
+        class probabilities it is not needed and not used.
+    axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction :
+        As given to ``cross_entropy``.
+    out : numpy.ndarray, optional
+        Where to put the result, of the shape and dtype of ``logits``; may be ``logits`` itself.
+
+    Returns
+    -------
+    numpy.ndarray
+        dx, of the shape of ``logits``, within 4 ULP of the largest term.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As ``cross_entropy_value_and_grad``; or ``grad`` or ``lse`` has a wrong shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numbasoft
+    >>> x = np.array([1.0, 2.0, 3.0])
+    >>> numbasoft.cross_entropy_backward(1.0, x, 2, lse=numbasoft.logsumexp(x))
+    array([ 0.09003057,  0.24472847, -0.33475904])
+    """
+    rows = checked(
+        logits, target, axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction
+    )
+    g = rows.upstream(grad)
+    if lse is not None:
+        lse = checks.array(lse, "lse")
+        checks.result_dtype(lse.dtype, "lse")
+        s = checks.reduced_shape(lse, "lse", rows.x.shape, (rows.axis,))
+    inputs = [("grad", grad), ("target", target), ("weight", weight), ("lse", lse)]
+    dx = output(rows, out, inputs)
+    if lse is None or rows.q is not None:
+        losses(rows, g, dx)
+    elif rows.x.size:
+        s = np.array(s, np.float64 if rows.wide else np.float32).reshape(-1)
+        s[np.isnan(s)] = np.nan  # some NaN would become a number when rounded to bfloat16
+        gradients_from_lse(rows, s, g, dx)
+    return dx
+
+
+def losses(rows, g, dx):
+    """The loss of every row and, unless dx is None, its gradient times g into dx."""
+    loss = np.zeros(math.prod(rows.outer))
+    if rows.x.size == 0:
+        return loss
+    # in the order that `call` takes them apart
+    reduced = [a for a in (rows.target, rows.own, g) if a is not None] + [loss]
+
+    def call(full, numbers):
+        x, q, dx = full
+        numbers = list(numbers)
+        loss = numbers.pop()
+        g = None if dx is None else numbers.pop()
+        target, own = numbers if q is None else (None, None)
+        narrow = dx is not None and x.itemsize == 2
+        work = workspace(min(x.shape[0], jit.threads()), x.shape[1]) if narrow else None
+        inputs = x, target, own, q, rows.weights, rows.spread, g, rows.z, work, *rows.factors
+        key = x.dtype, q is None, rows.weights is None, rows.spread is None, dx is None
+        launch(cpu.forward, cpu.forward_parallel, key, inputs, (loss, dx), x.shape[0], x.size)
+
+    arrays.over_rows(call, [rows.x, rows.q, dx], reduced, (rows.axis,), rows.compute)
+    return loss
+
+
+def gradients_from_lse(rows, lse, g, dx):
+    """The gradient of every row times g into dx, from the logarithms of their sums."""
+    whole = 0.0 if rows.spread is None else float(rows.spread.sum(dtype=np.float64))
+    high, low, *inverse = rows.factors
+
+    def call(full, numbers):
+        x, dx = full
+        lse, target, own, g = numbers
+        inputs = x, lse, target, own, rows.spread, whole, g, rows.z, high, low, rows.temperature, *inverse
+        key = x.dtype, rows.spread is None
+        launch(cpu.backward, cpu.backward_parallel, key, inputs, (dx,), x.shape[0], x.size)
+
+    arrays.over_rows(call, [rows.x, dx], [lse, rows.target, rows.own, g], (rows.axis,), rows.compute)
+
+
+def token_log_probs(
+    logits: ArrayLike,
+    ids: ArrayLike,
+    *,
+    axis: int = -1,
+    temperature: float = 1.0,
+) -> Array:
+    r"""The log-probability of one class, or token, per row: log_softmax at the given places only.
+
+    .. math:: y = x_{\mathrm{id}} / T - \log \sum_k \exp(x_k / T)
+
+    Parameters
+    ----------
+    logits : array_like
+        x, of dtype float16, bfloat16, float32 or float64, which the result keeps; bool and
+        integers are computed in float64. Any layout.
+    ids : array_like of int
+        One class per row, of the shape of ``logits`` without ``axis``.
+    axis : int, default -1
+        The axis of the classes.
+    temperature : float, default 1.0
+        T, positive and finite.
+
+    Returns
+    -------
+    numpy.ndarray
+        One number per row, within 4 ULP of the larger of its two terms, also next to 0.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As ``cross_entropy``; no class is ignored.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numbasoft
+    >>> numbasoft.token_log_probs(np.array([[1.0, 2.0, 3.0], [50.0, 0.0, 0.0]]), [2, 0])
+    array([-4.07605964e-01, -3.85749970e-22])
+    """
+    rows = checked(logits, ids, axis, None, None, 0.0, 0.0, temperature, "none", ("logits", "ids"), True)
+    return rows.reduced(0.0 - losses(rows, None, None))
+
+
+def perplexity(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    axis: int = -1,
+    ignore_index: int = -100,
+    temperature: float = 1.0,
+) -> float:
+    r"""The perplexity of target tokens under a language model's logits: exp of their mean cross-entropy.
+
+    Parameters
+    ----------
+    logits, target : array_like
+        As given to ``cross_entropy``; the target holds class indices.
+    axis : int, default -1
+        The axis of the classes.
+    ignore_index : int, default -100
+        Rows of this class do not count.
+    temperature : float, default 1.0
+        T, positive and finite.
+
+    Returns
+    -------
+    float
+        At least 1, which is also the perplexity of no token at all; computed in float64.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As ``cross_entropy``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numbasoft
+    >>> numbasoft.perplexity(np.zeros((5, 32)), [0, 1, 2, 3, -100])
+    32.0
+    """
+    rows = checked(logits, target, axis, None, ignore_index, 0.0, 0.0, temperature, "mean", only_classes=True)
+    mean = total(losses(rows, None, None)) / rows.divisor if rows.divisor else 0.0
+    with np.errstate(over="ignore"):
+        return float(np.exp(mean))
+
+
+def nll_loss(
+    log_probs: ArrayLike,
+    target: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Array:
+    r"""The negative log-likelihood of class indices, from log-probabilities.
+
+    .. math:: \mathrm{loss} = -w_t \log p_t
+
+    Parameters
+    ----------
+    log_probs : array_like
+        What ``log_softmax`` returned; floats of any layout, whose dtype the result keeps.
+    target : array_like of int
+        The class of each row, of the shape of ``log_probs`` without ``axis``.
+    axis : int, default -1
+        The axis of the classes.
+    weight, ignore_index, reduction :
+        As given to ``cross_entropy``.
+
+    Returns
+    -------
+    numpy.ndarray
+        One number, or for "none" one per row. A row whose class has weight 0 has loss 0.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As ``cross_entropy``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numbasoft
+    >>> numbasoft.nll_loss(np.log([[0.25, 0.75], [0.5, 0.5]]), [1, 0], reduction="none")
+    array([0.28768207, 0.69314718])
+    """
+    rows, index, counts = picked(log_probs, target, axis, weight, ignore_index, reduction)
+    loss = np.zeros(rows.target.size)
+    if loss.size:
+        chosen = np.take_along_axis(rows.x, index, rows.axis).astype(np.float64).reshape(-1)
+        np.multiply(rows.own, 0.0 - chosen, out=loss, where=counts)
+    return rows.reduced(loss)
+
+
+def nll_loss_backward(
+    grad: ArrayLike,
+    log_probs: ArrayLike,
+    target: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Array:
+    r"""The gradient of a loss with respect to the log-probabilities, from that with respect to ``nll_loss``'s result.
+
+    .. math:: d_j = -g\, w_t\, [j = t]
+
+    Parameters
+    ----------
+    grad : array_like
+        g, of the shape of what ``nll_loss`` returned.
+    log_probs, target : array_like
+        As given to ``nll_loss``.
+    axis, weight, ignore_index, reduction :
+        As given to ``nll_loss``.
+
+    Returns
+    -------
+    numpy.ndarray
+        The gradient, of the shape of ``log_probs``: 0 but at each row's class.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As ``nll_loss``; or ``grad`` has a wrong shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numbasoft
+    >>> numbasoft.nll_loss_backward(1.0, np.log([[0.25, 0.75], [0.5, 0.5]]), [1, 0])
+    array([[ 0. , -0.5],
+           [-0.5,  0. ]])
+    """
+    rows, index, counts = picked(log_probs, target, axis, weight, ignore_index, reduction)
+    g = rows.upstream(grad)
+    result = np.zeros(rows.x.shape, rows.dtype)
+    if rows.target.size:
+        values = np.where(counts, 0.0 - rows.own * g, 0.0)
+        np.put_along_axis(result, index, rounded(values, rows.dtype).reshape(index.shape), rows.axis)
+    return result
+
+
+def picked(log_probs, target, axis, weight, ignore_index, reduction):
+    """The checked rows, where in log_probs their classes are, and which of them count."""
+    rows = checked(
+        log_probs, target, axis, weight, ignore_index, 0.0, 0.0, 1.0, reduction,
+        ("log_probs", "target"), True,
+    )  # fmt: skip
+    shape = (*rows.outer[: rows.axis], 1, *rows.outer[rows.axis :])
+    counts = (rows.target != cpu.IGNORED) & (np.asarray(rows.own) != 0)
+    return rows, np.maximum(rows.target, 0).reshape(shape), counts

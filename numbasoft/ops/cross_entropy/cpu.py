@@ -1,0 +1,569 @@
+"""Cross-entropy on the CPU: loops 1 to 3 of the softmax, then a loss per row and, if wanted, its gradient.
+
+With q[j] for the weight that a row's target puts on class j, the loss is
+
+    sum q[j] (lse - x[j] / T) + z lse**2        and its gradient        ((sum q + 2 z lse) p[j] - q[j]) / T.
+
+No nearly equal numbers are subtracted: lse - x[j] / T is log(s) + (m - x[j]) / T, neither of them
+negative, and at the class k that may hold nearly all of the probability, sum q p[k] - q[k] is what
+q holds elsewhere less sum q times the part of the others in s.
+"""
+
+import numpy as np
+from numba import prange, types
+from numba.extending import overload
+
+from ...confident import CONFIDENT, log_of_parts, log_of_total
+from ...elementary import coefficients, exponential, largest, shift_of_lse, two_sum
+from ...jit import INLINE, inline, kernel, parallel_kernel
+from ...passes import row_exponentials, row_maximum
+from ...summation import dot_push, dot_start, exact_push, sum_end, two_parts
+from ...tiles import (
+    ROWS,
+    exponentials_in,
+    first_lanes,
+    prefetch_distance,
+    reciprocals,
+    rows_in_tile,
+    shifts,
+)
+from ...vector import (
+    filled,
+    fma,
+    lanes,
+    load,
+    load_part,
+    max_across,
+    maximum,
+    row_at,
+    select,
+    stack_array,
+    store,
+    store_part,
+    sum_across,
+)
+
+# Instead of a class: the row is ignored, or no class holds more than half of its probability.
+IGNORED, NOBODY = -1, -2
+
+
+@inline
+def rows_of(
+    x,  # IN   (rows, n)
+    target,  # IN   (rows,) each row's class, IGNORED where it does not count; or None with q
+    own,  # IN   (rows,) what q holds for that class beside spread; or None
+    q,  # IN   (rows, n) class probabilities; or None
+    weights,  # IN   (n,) what they are multiplied with; or None
+    spread,  # IN   (n,) what every row's q holds besides; or None
+    g,  # IN   (rows,) what gradients are multiplied with; or None
+    z,  # IN   the factor of lse**2
+    work,  # WORK (blocks, at least n and TILE) for exponentials; or None where dx holds them
+    high,  # IN   log2(e) / T in two parts
+    low,
+    inverse_high,  # IN   1 / T in two parts
+    inverse_low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    block,  # IN   the row of work to use
+    loss,  # OUT  (rows,)
+    dx,  # OUT  (rows, n) or None
+):
+    n = x.shape[1]
+    e = exponentials_in(work, dx)
+    ahead = prefetch_distance(n)
+    inverse = np.float64(inverse_high) + np.float64(inverse_low)
+    m, c, magic = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second = stack_array(x, ROWS), stack_array(x, ROWS)
+    place, e_own = stack_array(np.int64, ROWS), stack_array(np.float64, ROWS)
+    others, lse = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    whole, whole_lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    i = start
+    while i < stop:
+        count = min(rows_in_tile(n), stop - i)
+
+        # loop 1: the maximum of every row
+        for r in range(count):
+            place[r] = class_of(target, i + r)
+            if place[r] != IGNORED:
+                m[r] = row_maximum(x, row_at(x, i + r), None, 0, n)
+        shifts(m, count, high, low, c, magic, rest, lowest, fraction)
+
+        # loops 2 and 3: exp of every element after the shift, and the sum of every row
+        for r in range(count):
+            if place[r] == IGNORED:
+                loss[i + r], total[r] = 0.0, 1.0
+                continue
+            at, q_at = row_at(x, i + r), row_at(q, i + r)
+            e_at = row_at(e, i + r) if work is None else row_at(e, block) + r * n
+            own_logit = np.float64(m[r] if target is None else element(x, at + place[r]))
+            far, whole[r], whole_lost[r] = row_distance(x, at, q, q_at, weights, spread, n, m[r])
+            shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
+            total[r], lost[r] = row_exponentials(x, at, None, 0, n, e, e_at, shift, high, low, ahead)
+            if dx is None:
+                is_top = own_logit == m[r] and (target is not None or 2.0 * largest(x) > total[r])
+                log = log_of_total(x, at, n, m[r], is_top, shift, high, low, total[r], lost[r])
+            else:
+                if target is None:
+                    place[r] = majority(e, e_at, n, total[r])
+                if place[r] != NOBODY:
+                    e_own[r] = element(e, e_at + place[r])
+                    total[r], lost[r], others[r] = parted(e, e_at, n, place[r], total[r], lost[r])
+                is_top = own_logit == m[r] and place[r] != NOBODY
+                log = log_of_parts(e, is_top, others[r], total[r] + lost[r])
+            lse[r] = np.float64(m[r]) * inverse + log
+            loss[i + r] = value_of(
+                target, own, i + r, m[r], own_logit, inverse, log, far, whole[r], z, lse[r]
+            )
+
+        # loop 4: every exponential divided by the sum of its row, less its q
+        if dx is not None:
+            reciprocals(total, lost, count, first, second)
+            for r in range(count):
+                q_at, dx_at = row_at(q, i + r), row_at(dx, i + r)
+                e_at = row_at(e, i + r) if work is None else row_at(e, block) + r * n
+                k = place[r]
+                if k == IGNORED:
+                    row_filled(dx, dx_at, n, 0.0)
+                    continue
+                unit, unit_lost = two_product(g[i + r], inverse)
+                mass, mass_lost = two_sum(whole[r], 0.0 if target is None else own[i + r])
+                extra = 2.0 * z * lse[r] if z != 0.0 else 0.0
+                mass_and, lost_and = two_sum(mass, extra)
+                factor, factor_lost = two_product(unit, mass_and)
+                factor_lost += unit_lost * mass_and + unit * (lost_and + (mass_lost + whole_lost[r]))
+                own_gradient = 0.0
+                if k != NOBODY:
+                    s = total[r] + lost[r]
+                    elsewhere = (whole[r] - share_of(e, q, q_at, weights, spread, k)) + whole_lost[r]
+                    own_gradient = elsewhere - mass * (others[r] / s) + extra * (e_own[r] / s)
+                row_gradients(
+                    e,
+                    e_at,
+                    n,
+                    (first[r], second[r]),
+                    (factor, factor_lost),
+                    q,
+                    q_at,
+                    weights,
+                    spread,
+                    unit,
+                    dx,
+                    dx_at,
+                )
+                if k != NOBODY:
+                    store_part(dx, dx_at + k, 1, filled(dx, unit * own_gradient))
+        i += count
+
+
+def class_of(target, i):
+    """The class of row i, which is not known beforehand where the target is probabilities."""
+
+
+@overload(class_of, **INLINE)
+def class_of_by_type(target, i):
+    return (lambda target, i: NOBODY) if target == types.none else (lambda target, i: target[i])
+
+
+@inline
+def element(array, at):
+    """One element in the computing type."""
+    return sum_across(load_part(array, at, 1, 0.0))
+
+
+@inline
+def row_filled(y, at, n, value):
+    v = filled(y, value)
+    j = 0
+    while j + lanes(y) <= n:
+        store(y, at + j, v)
+        j += lanes(y)
+    if j < n:
+        store_part(y, at + j, n - j, v)
+
+
+# The weights q that a target puts on the classes.
+
+
+def share(like, q, q_at, weights, spread, j):
+    """A vector of q; None where nothing but the target's own class has weight."""
+
+
+@overload(share, **INLINE)
+def share_by_type(like, q, q_at, weights, spread, j):
+    if q == types.none:
+        if spread == types.none:
+            return lambda like, q, q_at, weights, spread, j: None
+        return lambda like, q, q_at, weights, spread, j: load(spread, j)
+    if spread == types.none:
+        return lambda like, q, q_at, weights, spread, j: load(q, q_at + j)
+    return lambda like, q, q_at, weights, spread, j: fma(load(q, q_at + j), load(weights, j), load(spread, j))
+
+
+def share_part(like, q, q_at, weights, spread, j, count):
+    """As ``share``, for the last elements of a row."""
+
+
+@overload(share_part, **INLINE)
+def share_part_by_type(like, q, q_at, weights, spread, j, count):
+    if q == types.none:
+        if spread == types.none:
+            return lambda like, q, q_at, weights, spread, j, count: None
+        return lambda like, q, q_at, weights, spread, j, count: load_part(spread, j, count, 0.0)
+    if spread == types.none:
+        return lambda like, q, q_at, weights, spread, j, count: load_part(q, q_at + j, count, 0.0)
+    return lambda like, q, q_at, weights, spread, j, count: fma(
+        load_part(q, q_at + j, count, 0.0),
+        load_part(weights, j, count, 0.0),
+        load_part(spread, j, count, 0.0),
+    )
+
+
+def share_of(like, q, q_at, weights, spread, k):
+    """One element of q, less what only the target's own class has."""
+
+
+@overload(share_of, **INLINE)
+def share_of_by_type(like, q, q_at, weights, spread, k):
+    if q == types.none and spread == types.none:
+        return lambda like, q, q_at, weights, spread, k: 0.0
+    return lambda like, q, q_at, weights, spread, k: np.float64(
+        sum_across(share_part(like, q, q_at, weights, spread, k, 1))
+    )
+
+
+def less(v, share, unit):
+    """v - unit * share."""
+
+
+@overload(less, **INLINE)
+def less_by_type(v, share, unit):
+    if share == types.none:
+        return lambda v, share, unit: v
+    return lambda v, share, unit: fma(share, 0.0 - unit, v)
+
+
+# The loss.
+
+
+def row_distance(x, at, q, q_at, weights, spread, n, m):
+    """sum q[j] (m - x[j]), where a q of 0 counts as 0, and sum q in two parts."""
+
+
+@overload(row_distance, **INLINE)
+def row_distance_by_type(x, at, q, q_at, weights, spread, n, m):
+    if q == types.none and spread == types.none:
+        return lambda x, at, q, q_at, weights, spread, n, m: (0.0, 0.0, 0.0)
+    return distance_of_row
+
+
+def distance_of_row(x, at, q, q_at, weights, spread, n, m):
+    one = filled(x, 1.0)
+    whole, far = dot_start(one), dot_start(one)
+    w = lanes(x)
+    top = m * 0.25  # a difference may overflow though its quotient by T does not, a quarter of it never
+    j = 0
+    while j + w <= n:
+        a = share(one, q, q_at, weights, spread, j)
+        v = select(a == 0.0, m, load(x, at + j))
+        far = dot_push(far, a, fma(v, -0.25, top))
+        whole = dot_push(whole, a, one)
+        j += w
+    if j < n:
+        a = share_part(one, q, q_at, weights, spread, j, n - j)
+        v = select(a == 0.0, m, load_part(x, at + j, n - j, 0.0))
+        far = dot_push(far, a, fma(v, -0.25, top))
+        whole = dot_push(whole, a, one)
+    distance, mass = sum_end(far), sum_end(whole)
+    both = distance[0] if np.isinf(distance[0]) else distance[0] + distance[1]
+    return both * 4.0, mass[0], mass[1]
+
+
+@inline
+def majority(e, at, n, total):
+    """The class that holds more than half of a row's exponentials, or NOBODY."""
+    if not 2.0 * largest(e) > total:
+        return NOBODY
+    w = lanes(e)
+    j = 0
+    while j + w <= n and max_across(load(e, at + j)) < largest(e):
+        j += w
+    while j < n and element(e, at + j) != largest(e):
+        j += 1
+    return j if j < n else NOBODY
+
+
+@inline
+def parted(e, at, n, k, total, lost):
+    """A sum of exponentials in two parts, and the sum without the one at k, which may be overwritten."""
+    own = np.float64(element(e, at + k))
+    others = (total - own) + lost
+    if not others < total * CONFIDENT:
+        return total, lost, others
+    store_part(e, at + k, 1, filled(e, 0.0))
+    s = dot_start(filled(e, 0.0))
+    j = 0
+    while j + lanes(e) <= n:
+        s = exact_push(s, load(e, at + j))
+        j += lanes(e)
+    if j < n:
+        s = exact_push(s, load_part(e, at + j, n - j, 0.0))
+    both = sum_end(s)
+    others = both[0] + both[1]
+    total, lost = two_sum(own, others)
+    return total, lost, others
+
+
+def value_of(target, own, i, m, own_logit, inverse, log, far, whole, z, lse):
+    """The loss of row i; nothing in it is negative but what a caller made so."""
+
+
+@overload(value_of, **INLINE)
+def value_of_by_type(target, own, i, m, own_logit, inverse, log, far, whole, z, lse):
+    if target == types.none:
+        return lambda target, own, i, m, own_logit, inverse, log, far, whole, z, lse: with_square(
+            whole * log + far * inverse, z, lse
+        )
+    return value_of_class
+
+
+def value_of_class(target, own, i, m, own_logit, inverse, log, far, whole, z, lse):
+    quarter = (np.float64(m) * 0.25 - own_logit * 0.25) * inverse
+    value = own[i] * log
+    if own[i] != 0.0:
+        # the distance may overflow though its product does not
+        value = own[i] * (quarter * 4.0 + log) if quarter < 2.0**1000 else own[i] * quarter * 4.0
+    if whole != 0.0:
+        value += whole * log + far * inverse
+    return with_square(value, z, lse)
+
+
+@inline
+def with_square(value, z, lse):
+    return value + z * lse * lse if z != 0.0 else value
+
+
+# The gradient.
+
+
+@inline
+def two_product(a, b):
+    """a * b as the rounded product and what the rounding lost, as far as nothing overflows (Dekker)."""
+    p = a * b
+    x, y = a * 134217729.0, b * 134217729.0
+    a_high, b_high = x - (x - a), y - (y - b)
+    a_low, b_low = a - a_high, b - b_high
+    lost = ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return p, lost if np.isfinite(lost) else 0.0
+
+
+def factors_safe(like, reciprocal, factor):
+    """Whether reciprocal * factor can be one number: nothing underflows and what is 0 stays 0."""
+
+
+@overload(factors_safe, **INLINE)
+def factors_safe_by_type(like, reciprocal, factor):
+    smallest, most = (2.0**-900, 2.0**140) if like.dtype == types.float64 else (2.0**-100, 2.0**30)
+    return lambda like, reciprocal, factor: abs(reciprocal * factor) > smallest and abs(factor) < most
+
+
+def lift(like):
+    """What makes every probability a normal number, and the exponential below which it counts as 0."""
+
+
+@overload(lift, **INLINE)
+def lift_by_type(like):
+    wide = getattr(like, "dtype", None) or like.element
+    numbers = (2.0**400, 2.0**-1020) if wide == types.float64 else (2.0**60, 2.0**-123)
+    return lambda like: numbers
+
+
+@inline
+def row_gradients(e, e_at, n, reciprocal, factor, q, q_at, weights, spread, unit, dx, dx_at):
+    """e * reciprocal * factor - unit * q for a row, in a way that suits the size of the factor."""
+    if factors_safe(e, reciprocal[0], factor[0]):
+        high, low = two_product(np.float64(reciprocal[0]), factor[0])
+        low += reciprocal[0] * factor[1] + reciprocal[1] * factor[0]
+        row_products(e, e_at, n, two_parts((high, low), e), q, q_at, weights, spread, unit, dx, dx_at)
+        return
+    up = lift(e)[0] if abs(factor[0]) > 1.0 else 1.0
+    both = two_parts((reciprocal[0] * up, reciprocal[1] * up), e)
+    one = filled(e, 1.0)
+    none = 0.0 if both[0] == both[0] and factor[0] == factor[0] else np.nan
+    j = 0
+    while j < n:
+        v = load_part(e, e_at + j, n - j, 0.0)
+        p = select(v < lift(e)[1], none, fma(v, both[0], v * both[1]))
+        a = share_part(one, q, q_at, weights, spread, j, n - j)
+        store_part(dx, dx_at + j, n - j, less(p * (factor[0] / up), a, unit))
+        j += lanes(e)
+
+
+@inline
+def row_products(e, e_at, n, factor, q, q_at, weights, spread, unit, dx, dx_at):
+    w = lanes(e)
+    one = filled(e, 1.0)
+    last = load(e, e_at + n - w) if n >= w else one
+    j = 0
+    while j + w <= n:
+        v = load(e, e_at + j)
+        a = share(one, q, q_at, weights, spread, j)
+        store(dx, dx_at + j, less(fma(v, factor[0], v * factor[1]), a, unit))
+        j += w
+    if j < n and n >= w:
+        a = share(one, q, q_at, weights, spread, n - w)
+        store(dx, dx_at + n - w, less(fma(last, factor[0], last * factor[1]), a, unit))
+    elif j < n:
+        v = load_part(e, e_at, n, 0.0)
+        a = share_part(one, q, q_at, weights, spread, 0, n)
+        store_part(dx, dx_at, n, less(fma(v, factor[0], v * factor[1]), a, unit))
+
+
+@kernel
+def forward(x, target, own, q, weights, spread, g, z, work, high, low, ih, il, loss, dx):
+    """Losses, and gradients unless dx is None."""
+    rows_of(x, target, own, q, weights, spread, g, z, work, high, low, ih, il, 0, x.shape[0], 0, loss, dx)
+
+
+@parallel_kernel
+def forward_parallel(x, target, own, q, weights, spread, g, z, work, high, low, ih, il, loss, dx, blocks):
+    rows = x.shape[0]
+    for b in prange(blocks):
+        i, j = b * rows // blocks, (b + 1) * rows // blocks
+        rows_of(x, target, own, q, weights, spread, g, z, work, high, low, ih, il, i, j, b, loss, dx)
+
+
+# The gradient from a saved log-sum-exp.
+
+
+@inline
+def rows_from_lse(
+    x,  # IN   (rows, n)
+    lse,  # IN   (rows,) log sum exp(x / T), in the computing type
+    target,  # IN   (rows,) each row's class, IGNORED where it does not count
+    own,  # IN   (rows,) what q holds for that class beside spread
+    spread,  # IN   (n,) what every row's q holds besides; or None
+    whole,  # IN   the sum of spread
+    g,  # IN   (rows,) what gradients are multiplied with
+    z,  # IN   the factor of lse**2
+    high,  # IN   log2(e) / T in two parts
+    low,
+    temperature,  # IN   T, and 1 / T in two parts
+    inverse_high,
+    inverse_low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    dx,  # OUT  (rows, n)
+):
+    n = x.shape[1]
+    inverse = np.float64(inverse_high) + np.float64(inverse_low)
+    parts = stack_array(x, 80)
+    for i in range(start, stop):
+        at, dx_at, k = row_at(x, i), row_at(dx, i), target[i]
+        if k == IGNORED:
+            row_filled(dx, dx_at, n, 0.0)
+            continue
+        s = shift_of_lse(filled(x, lse[i]), temperature, inverse_high, inverse_low, high)
+        shift = first_lanes(s, parts)
+        unit = g[i] * inverse if np.isfinite(lse[i]) else np.nan
+        extra = 2.0 * z * lse[i] if z != 0.0 else 0.0
+        mass = own[i] + whole
+        factor = unit * (mass + extra)
+        e_own = element_from_lse(x, at + k, shift, high, low)
+        # the target's own exponential is not among the others: it may be all but nothing less than their sum
+        others = part_from_lse(x, at, k, shift, high, low, factor, spread, 0, unit, dx, dx_at)
+        skipped = k + 1
+        others += part_from_lse(
+            x, at + skipped, n - skipped, shift, high, low, factor, spread, skipped, unit, dx, dx_at + skipped
+        )
+        elsewhere = whole - share_of(x, None, 0, None, spread, k)
+        own_gradient = elsewhere - (mass * others - extra * e_own) / largest(x)
+        store_part(dx, dx_at + k, 1, filled(dx, unit * own_gradient))
+
+
+@inline
+def from_lse(v, shift, high, low, c):
+    """exp(v / T - lse) times ``largest``: 0 where that is too small for a factor, inf where it is too large."""
+    e = exponential(v, shift, high, low, c)
+    e = select(e < lift(c[0])[1], 0.0, e)
+    return select(fma(v - shift[0], high, shift[4]) > 60.0, np.inf, e)
+
+
+@inline
+def element_from_lse(x, at, shift, high, low):
+    v = load_part(x, at, 1, -np.inf)
+    return np.float64(sum_across(from_lse(v, shift, high, low, coefficients(v))))
+
+
+@inline
+def part_from_lse(x, at, n, shift, high, low, factor, spread, first, unit, dx, dx_at):
+    """The gradient of n classes from ``first`` on, none of them the target, and the sum of their exponentials."""
+    one = filled(x, 1.0)
+    c = coefficients(one)
+    total = dot_start(one)
+    up = lift(one)[0] if abs(factor) > 1.0 else 1.0
+    part = up / largest(x)
+    j = 0
+    while j < n:
+        e = from_lse(load_part(x, at + j, n - j, -np.inf), shift, high, low, c)
+        total = exact_push(total, e)
+        a = share_part(one, None, 0, None, spread, first + j, n - j)
+        store_part(dx, dx_at + j, n - j, less(e * part * (factor / up), a, unit))
+        j += lanes(x)
+    s = sum_end(total)
+    return s[0] + s[1]
+
+
+@kernel
+def backward(x, lse, target, own, spread, whole, g, z, high, low, t, ih, il, dx):
+    rows_from_lse(x, lse, target, own, spread, whole, g, z, high, low, t, ih, il, 0, x.shape[0], dx)
+
+
+@parallel_kernel
+def backward_parallel(x, lse, target, own, spread, whole, g, z, high, low, t, ih, il, dx, blocks):
+    rows = x.shape[0]
+    for b in prange(blocks):
+        i, j = b * rows // blocks, (b + 1) * rows // blocks
+        rows_from_lse(x, lse, target, own, spread, whole, g, z, high, low, t, ih, il, i, j, dx)
+
+
+@inline
+def check_rows(
+    q,  # IN   (rows, n)
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    least,  # OUT  (rows,) the smallest element, the largest number where there is none
+    sums,  # OUT  (rows,) the sum of all elements
+):
+    n = q.shape[1]
+    w = lanes(q)
+    for i in range(start, stop):
+        at = row_at(q, i)
+        top = filled(q, -np.inf)
+        total = dot_start(top)
+        j = 0
+        while j + w <= n:
+            v = load(q, at + j)
+            top = maximum(0.0 - v, top)
+            total = exact_push(total, v)
+            j += w
+        if j < n:
+            v = load_part(q, at + j, n - j, 0.0)
+            top = maximum(0.0 - v, top)
+            total = exact_push(total, v)
+        s = sum_end(total)
+        least[i], sums[i] = -np.float64(max_across(top)), s[0] + s[1]
+
+
+@kernel
+def check(q, least, sums):
+    """What tells whether rows are probabilities: their smallest elements and their sums."""
+    check_rows(q, 0, q.shape[0], least, sums)
+
+
+@parallel_kernel
+def check_parallel(q, least, sums, blocks):
+    rows = q.shape[0]
+    for b in prange(blocks):
+        check_rows(q, b * rows // blocks, (b + 1) * rows // blocks, least, sums)
