@@ -115,6 +115,13 @@ def test_gradients_of_any_size_are_passed_on(dtype, g, rng):
     assert got[0, 3] == 0 and target[0] != 3
 
 
+def test_an_infinite_gradient_passes_no_class_that_is_ruled_out():
+    x, target = np.array([[0.0, -np.inf, 1.0]]), [0]
+    for lse in (None, numbasoft.logsumexp(x)):
+        got = cross_entropy_backward(np.inf, x, target, lse=lse)
+        np.testing.assert_array_equal(got, [[-np.inf, 0, np.inf]])
+
+
 def test_a_confident_row_has_a_gradient():
     x = np.array([[60.0, 0.0, 0.0]])
     for target in (0, [1.0, 0.0, 0.0]):
