@@ -107,10 +107,11 @@ def main():
         prog="python -m benchmarks.losses", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--threads", type=int, default=jit.processors())
+    parser.add_argument("--functions", nargs="+", default=FUNCTIONS, choices=FUNCTIONS, metavar="FUNCTION")
     parser.add_argument("--seconds", type=float, default=1.0, help="per library, workload and round")
     chosen = parser.parse_args()
-    print(f"{'float32, ' + str(chosen.threads) + ' threads':46s} numbasoft   PyTorch      copy of the bytes")
-    for function in FUNCTIONS:
+    print(f"{f'float32, threads: {chosen.threads}':46s} numbasoft   PyTorch      copy of the bytes")
+    for function in chosen.functions:
         ratios = []
         for shape in SHAPES:
             best = measure(function, shape, chosen.threads, chosen.seconds)

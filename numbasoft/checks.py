@@ -271,7 +271,9 @@ def class_indices(target, shape, name, classes, ignore_index, ignored):
         where = f" at {at if len(at) > 1 else at[0]}" if at else ""
         besides = "" if ignore_index is None else f", or ignore_index={ignore_index}"
         raise ValueError(f"{name} is {rows[bad[0]]}{where}, but must be from 0 to {classes - 1}{besides}")
-    return np.where(left_out, ignored, rows).astype(np.int64, copy=False), bool(left_out.any())
+    result = rows.astype(np.int64)
+    result[left_out] = ignored
+    return result, bool(left_out.any())
 
 
 def sum_tolerance(dtype):

@@ -139,19 +139,9 @@ def rows_of(
                     elsewhere = (whole[r] - share_of(e, q, q_at, weights, spread, k)) + whole_lost[r]
                     own_gradient = elsewhere - mass * (others[r] / s) + extra * (e_own[r] / s)
                 row_gradients(
-                    e,
-                    e_at,
-                    n,
-                    (first[r], second[r]),
-                    (factor, factor_lost),
-                    q,
-                    q_at,
-                    weights,
-                    spread,
-                    unit,
-                    dx,
-                    dx_at,
-                )
+                    e, e_at, n, (first[r], second[r]), (factor, factor_lost),
+                    q, q_at, weights, spread, unit, dx, dx_at,
+                )  # fmt: skip
                 if k != NOBODY:
                     store_part(dx, dx_at + k, 1, filled(dx, unit * own_gradient))
         i += count
@@ -394,9 +384,10 @@ def row_gradients(e, e_at, n, reciprocal, factor, q, q_at, weights, spread, unit
     j = 0
     while j < n:
         v = load_part(e, e_at + j, n - j, 0.0)
-        p = select(v < lift(e)[1], none, fma(v, both[0], v * both[1]))
+        p = fma(v, both[0], v * both[1]) * (factor[0] / up)
+        p = select(v < lift(e)[1], none, p)
         a = share_part(one, q, q_at, weights, spread, j, n - j)
-        store_part(dx, dx_at + j, n - j, less(p * (factor[0] / up), a, unit))
+        store_part(dx, dx_at + j, n - j, less(p, a, unit))
         j += lanes(e)
 
 
@@ -504,12 +495,14 @@ def part_from_lse(x, at, n, shift, high, low, factor, spread, first, unit, dx, d
     total = dot_start(one)
     up = lift(one)[0] if abs(factor) > 1.0 else 1.0
     part = up / largest(x)
+    none = 0.0 if factor == factor else np.nan
     j = 0
     while j < n:
         e = from_lse(load_part(x, at + j, n - j, -np.inf), shift, high, low, c)
         total = exact_push(total, e)
         a = share_part(one, None, 0, None, spread, first + j, n - j)
-        store_part(dx, dx_at + j, n - j, less(e * part * (factor / up), a, unit))
+        p = select(e == 0.0, none, e * part * (factor / up))
+        store_part(dx, dx_at + j, n - j, less(p, a, unit))
         j += lanes(x)
     s = sum_end(total)
     return s[0] + s[1]
