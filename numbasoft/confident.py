@@ -5,9 +5,7 @@ import math
 from .elementary import largest
 from .jit import inline
 from .passes import row_others
-
-# Where the others are less than this part of a sum, it does not tell them well enough: they are summed apart.
-CONFIDENT = 2.0**-12
+from .tiles import CONFIDENT, log_of_others
 
 
 @inline
@@ -23,4 +21,4 @@ def log_of_total(x, at, n, m, is_top, shift, high, low, total, lost):
 @inline
 def log_of_parts(like, is_top, others, total):
     """log(sum exp(x - m)) from the sum, or from that without one maximum where ``is_top``."""
-    return math.log1p(others / largest(like)) if is_top else math.log(total / largest(like))
+    return log_of_others(others, 0.0, like) if is_top else math.log(total / largest(like))

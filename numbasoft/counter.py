@@ -26,7 +26,7 @@ def philox(a, b, c, d, key_a, key_b):
 
 @inline
 def uniforms(key, row, block, stream):
-    """Two numbers between 0 and 1, neither of which they are, of 53 bits: the same for the same arguments."""
+    """Two numbers between 0 and 1, neither of which they are, of 52 bits and a half: the same for the same arguments."""
     key, row = np.uint64(key), np.uint64(row)
     a, b, c, d = philox(row & LOW, row >> SHIFT, np.uint64(block), np.uint64(stream), key & LOW, key >> SHIFT)
     return uniform(a, b), uniform(c, d)
@@ -34,5 +34,5 @@ def uniforms(key, row, block, stream):
 
 @inline
 def uniform(a, b):
-    bits = (a >> np.uint64(6)) * np.uint64(1 << 27) + (b >> np.uint64(5))
-    return (np.float64(bits) + 0.5) * 2.0**-53
+    bits = (a >> np.uint64(6)) * np.uint64(1 << 26) + (b >> np.uint64(6))
+    return (np.float64(bits) + 0.5) * 2.0**-52

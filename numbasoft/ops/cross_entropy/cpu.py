@@ -13,12 +13,13 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from ...confident import CONFIDENT, log_of_parts, log_of_total
+from ...confident import log_of_parts, log_of_total
 from ...elementary import coefficients, exponential, largest, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import row_exponentials, row_maximum
 from ...summation import dot_push, dot_start, exact_push, sum_end, two_parts
 from ...tiles import (
+    CONFIDENT,
     ROWS,
     exponentials_in,
     first_lanes,
