@@ -16,6 +16,7 @@ from ...totals import total
 from . import cpu
 
 REDUCTIONS = ("none", "mean", "sum")
+NO_CLASS = object()  # is ignored
 
 
 @dataclass
@@ -100,8 +101,7 @@ def checked(
     classes = x.shape[axis]
     outer = x.shape[:axis] + x.shape[axis + 1 :]
     weight = checks.class_weight(weight, classes)
-    if ignore_index is not None:
-        ignore_index = checks.integer(ignore_index, "ignore_index")
+    ignore_index = None if ignore_index is NO_CLASS else checks.integer(ignore_index, "ignore_index")
     smoothing = checks.between(label_smoothing, "label_smoothing", 0, 1)
     z = checks.not_negative(z_loss, "z_loss")
     checks.one_of(reduction, "reduction", REDUCTIONS)
@@ -472,7 +472,7 @@ def token_log_probs(
     >>> numbasoft.token_log_probs(np.array([[1.0, 2.0, 3.0], [50.0, 0.0, 0.0]]), [2, 0])
     array([-4.07605964e-01, -3.85749970e-22])
     """
-    rows = checked(logits, ids, axis, None, None, 0.0, 0.0, temperature, "none", ("logits", "ids"), True)
+    rows = checked(logits, ids, axis, None, NO_CLASS, 0.0, 0.0, temperature, "none", ("logits", "ids"), True)
     return rows.reduced(0.0 - losses(rows, None, None))
 
 
