@@ -9,10 +9,8 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 import numbasoft
-from numbasoft.calibration import TemperatureScaler, calibration_error, plot_confidence, plot_reliability
 
 CLASSES, HIDDEN = 10, 64
 TRAINING, HELD_OUT = 200, 600  # of 1797: few to learn from, so that being sure is easy and being right is not
@@ -21,6 +19,8 @@ STEPS, RATE, MOMENTUM = 500, 0.5, 0.9
 
 def digits():
     """Images and digits to train on, to fit a temperature on, and to judge by, drawn by a fixed seed."""
+    from sklearn.datasets import load_digits  # not there where asv imports this folder
+
     pixels, digits = load_digits(return_X_y=True)
     images = (pixels / 16).astype(np.float32)
     order = np.random.default_rng(0).permutation(len(images))
@@ -70,8 +70,8 @@ def judged(logits, digits, temperature):
         "accuracy": float(np.mean(p.argmax(1) == digits)),
         "confidence": float(p.max(1).mean()),
         "loss": float(numbasoft.cross_entropy(logits, digits, temperature=temperature)),
-        "expected error": calibration_error(p, digits),
-        "classwise error": calibration_error(p, digits, norm="classwise"),
+        "expected error": numbasoft.calibration.calibration_error(p, digits),
+        "classwise error": numbasoft.calibration.calibration_error(p, digits, norm="classwise"),
     }
 
 
@@ -82,7 +82,7 @@ def study():
     for smoothing in (0.0, 0.1):
         network = Network()
         losses = network.train(*training, smoothing)
-        scaler = TemperatureScaler().fit(network.logits(held_out[0]), held_out[1])
+        scaler = numbasoft.calibration.TemperatureScaler().fit(network.logits(held_out[0]), held_out[1])
         logits[smoothing] = network.logits(judges[0])
         for t in (1.0, scaler.temperature_):
             rows.append(
@@ -103,8 +103,8 @@ def draw(rows, logits, digits, folder):
     )
     for row, (upper, lower) in zip(rows, axes.T, strict=True):
         p = numbasoft.softmax(logits[row["smoothing"]], temperature=row["temperature"])
-        plot_reliability(p, digits, bins=10, ax=upper)
-        plot_confidence(p, digits, bins=10, ax=lower)
+        numbasoft.calibration.plot_reliability(p, digits, bins=10, ax=upper)
+        numbasoft.calibration.plot_confidence(p, digits, bins=10, ax=lower)
         upper.set_title(
             f"smoothing {row['smoothing']}, T = {row['temperature']:.2f}: error {row['expected error']:.1%}",
             size=10,

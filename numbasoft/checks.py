@@ -221,6 +221,29 @@ def one_of(value, name, allowed):
     return value
 
 
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def reduction(value):
+    """What becomes of the losses of all rows or elements."""
+    return one_of(value, "reduction", REDUCTIONS)
+
+
+def upstream(grad, reduction, shape, axis=None):
+    """The gradient with respect to a loss in float64: one number, or for "none" one per loss.
+
+    The losses have this shape; the gradient may keep the axis that they lack with length 1.
+    """
+    g = array(grad, "grad")
+    result_dtype(g.dtype, "grad")
+    if reduction != "none" and g.shape:
+        raise ValueError(f"grad has shape {g.shape}, but must be one number for reduction {reduction!r}")
+    kept = shape if axis is None else (*shape[:axis], 1, *shape[axis:])
+    if reduction == "none" and g.shape not in (shape, kept):
+        raise ValueError(f"grad has shape {g.shape}, but must have shape {shape} for reduction 'none'")
+    return g.astype(np.float64).reshape(shape if reduction == "none" else ())
+
+
 def class_axis(axis, shape, name):
     """The one axis that the classes of an array lie along, not negative; there is at least one class."""
     if axis is None or isinstance(axis, tuple):

@@ -487,6 +487,7 @@ BAD = {
     "reduction": ((T,), dict(reduction="avg"), ValueError, "reduction is 'avg', but must be 'none', 'mean' or 'sum'"),
     "reduction None": ((T,), dict(reduction=None), TypeError, "reduction is None"),
     "ignore_index": ((T,), dict(ignore_index=1.5), TypeError, "ignore_index is 1.5, but must be an int"),
+    "ignore_index None": ((T,), dict(ignore_index=None), TypeError, "ignore_index is None"),
     "axis": ((T,), dict(axis=2), np.exceptions.AxisError, "axis 2 is out of bounds"),
     "axes": ((T,), dict(axis=(0, 1)), TypeError, "axis is .0, 1., but must be one int"),
     "axis None": ((T,), dict(axis=None), TypeError, "axis is None"),

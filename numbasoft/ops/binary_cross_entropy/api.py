@@ -12,8 +12,6 @@ from ...launch import is_wide, launch
 from ...totals import total
 from . import cpu
 
-REDUCTIONS = ("none", "mean", "sum")
-
 
 def checked(logits, target, pos_weight, reduction):
     """The arguments as arrays, the dtype of the result and that to compute in."""
@@ -23,7 +21,7 @@ def checked(logits, target, pos_weight, reduction):
     checks.same_shape(t, "target", x, "logits")
     checks.probability(t, "target")
     weight = checks.not_negative(pos_weight, "pos_weight")
-    checks.one_of(reduction, "reduction", REDUCTIONS)
+    checks.reduction(reduction)
     computing = dtype
     if of_target != dtype:
         computing = np.dtype(np.float64 if 8 in (dtype.itemsize, of_target.itemsize) else np.float32)
@@ -144,18 +142,13 @@ def binary_cross_entropy_backward(
     array([ 5.00000000e-01, -1.92874985e-22])
     """
     x, t, dtype, computing, weight = checked(logits, target, pos_weight, reduction)
-    g = checks.array(grad, "grad")
-    checks.result_dtype(g.dtype, "grad")
-    if reduction == "none":
-        checks.same_shape(g, "grad", x, "logits")
-    elif g.shape:
-        raise ValueError(f"grad has shape {g.shape}, but must be one number for reduction {reduction!r}")
+    g = checks.upstream(grad, reduction, x.shape)
     if out is None:
         dx = np.empty_like(x, dtype=dtype, subok=False)
     else:
         dx = out
         checks.out(out, x.shape, dtype, [("logits", x)])
-        checks.apart(out, [("grad", g), ("target", t)])
+        checks.apart(out, [("grad", grad), ("target", target)])
     high, low = elementary.scale(1.0, is_wide(computing))
     one = float(g) / (x.size or 1) if reduction == "mean" else float(g) if reduction == "sum" else None
 

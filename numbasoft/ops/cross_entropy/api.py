@@ -15,7 +15,7 @@ from ...launch import computing_dtype, is_wide, launch, workspace
 from ...totals import total
 from . import cpu
 
-REDUCTIONS = ("none", "mean", "sum")
+NO_CLASS = object()  # is ignored
 
 
 @dataclass
@@ -44,9 +44,8 @@ class Rows:
     @property
     def factors(self):
         """log2(e) / T and 1 / T, in two parts each."""
-        return *elementary.scale(self.temperature, self.wide), *elementary.inverse(
-            self.temperature, self.wide
-        )
+        t, wide = self.temperature, self.wide
+        return *elementary.scale(t, wide), *elementary.inverse(t, wide)
 
     def reduced(self, loss):
         """The losses of all rows as the caller wants them."""
@@ -62,18 +61,6 @@ class Rows:
         if self.reduction == "mean":
             grad = grad / self.divisor if self.divisor else np.zeros_like(grad)
         return repeated(grad, math.prod(self.outer)) if grad.ndim == 0 else grad.reshape(-1)
-
-    def upstream(self, grad):
-        """``per_row`` for a gradient as the caller gives it."""
-        g = checks.array(grad, "grad")
-        checks.result_dtype(g.dtype, "grad")
-        if self.reduction == "none":
-            g = checks.reduced_shape(g, "grad", self.x.shape, (self.axis,))
-        elif g.shape:
-            raise ValueError(
-                f"grad has shape {g.shape}, but must be one number for reduction {self.reduction!r}"
-            )
-        return self.per_row(g.astype(np.float64))
 
 
 def repeated(value, rows):
@@ -100,11 +87,10 @@ def checked(
     classes = x.shape[axis]
     outer = x.shape[:axis] + x.shape[axis + 1 :]
     weight = checks.class_weight(weight, classes)
-    if ignore_index is not None:
-        ignore_index = checks.integer(ignore_index, "ignore_index")
+    ignore_index = None if ignore_index is NO_CLASS else checks.integer(ignore_index, "ignore_index")
     smoothing = checks.between(label_smoothing, "label_smoothing", 0, 1)
     z = checks.not_negative(z_loss, "z_loss")
-    checks.one_of(reduction, "reduction", REDUCTIONS)
+    checks.reduction(reduction)
     is_class = only_classes or y.dtype.kind in "biu" or y.shape == outer
     own = q = weights = spread = None
     rows = math.prod(outer)
@@ -145,13 +131,13 @@ def probabilities(x, q, dtype, axis, t, names):
     compute = computing_dtype(wider or max(both, key=lambda d: d.itemsize), t)
     outer = x.shape[:axis] + x.shape[axis + 1 :]
     least, sums = np.zeros(math.prod(outer)), np.ones(math.prod(outer))
+
+    def check(full, reduced):
+        q, _ = full
+        launch(cpu.check, cpu.check_parallel, q.dtype, (q,), reduced, q.shape[0], q.size)
+
     if q.size:
-        arrays.over_rows(
-            lambda full, reduced: launch(
-                cpu.check, cpu.check_parallel, full[0].dtype, full[:1], reduced, *full[0].shape
-            ),
-            [q, None], [least, sums], (axis,), of_target,
-        )  # fmt: skip
+        arrays.over_rows(check, [q, None], [least, sums], (axis,), of_target)
     checks.distributions(least, sums, names[1], outer, of_target)
     return compute
 
@@ -377,7 +363,7 @@ def cross_entropy_backward(
     rows = checked(
         logits, target, axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction
     )
-    g = rows.upstream(grad)
+    g = rows.per_row(checks.upstream(grad, rows.reduction, rows.outer, rows.axis))
     if lse is not None:
         lse = checks.array(lse, "lse")
         checks.result_dtype(lse.dtype, "lse")
@@ -472,7 +458,7 @@ def token_log_probs(
     >>> numbasoft.token_log_probs(np.array([[1.0, 2.0, 3.0], [50.0, 0.0, 0.0]]), [2, 0])
     array([-4.07605964e-01, -3.85749970e-22])
     """
-    rows = checked(logits, ids, axis, None, None, 0.0, 0.0, temperature, "none", ("logits", "ids"), True)
+    rows = checked(logits, ids, axis, None, NO_CLASS, 0.0, 0.0, temperature, "none", ("logits", "ids"), True)
     return rows.reduced(0.0 - losses(rows, None, None))
 
 
@@ -611,7 +597,7 @@ def nll_loss_backward(
            [-0.5,  0. ]])
     """
     rows, index, counts = picked(log_probs, target, axis, weight, ignore_index, reduction)
-    g = rows.upstream(grad)
+    g = rows.per_row(checks.upstream(grad, rows.reduction, rows.outer, rows.axis))
     result = np.zeros(rows.x.shape, rows.dtype)
     if rows.target.size:
         values = np.where(counts, 0.0 - rows.own * g, 0.0)

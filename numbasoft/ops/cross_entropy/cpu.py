@@ -128,11 +128,11 @@ def rows_of(
                 if k == IGNORED:
                     row_filled(dx, dx_at, n, 0.0)
                     continue
-                unit, unit_lost = two_product(g[i + r], inverse)
+                unit, unit_lost = two_product(g[i + r], inverse, e)
                 mass, mass_lost = two_sum(whole[r], 0.0 if target is None else own[i + r])
                 extra = 2.0 * z * lse[r] if z != 0.0 else 0.0
                 mass_and, lost_and = two_sum(mass, extra)
-                factor, factor_lost = two_product(unit, mass_and)
+                factor, factor_lost = two_product(unit, mass_and, e)
                 factor_lost += unit_lost * mass_and + unit * (lost_and + (mass_lost + whole_lost[r]))
                 own_gradient = 0.0
                 if k != NOBODY:
@@ -338,9 +338,18 @@ def with_square(value, z, lse):
 # The gradient.
 
 
-@inline
-def two_product(a, b):
-    """a * b as the rounded product and what the rounding lost, as far as nothing overflows (Dekker)."""
+def two_product(a, b, like):
+    """a * b and what its rounding lost, as far as nothing overflows; 0 where float32 does not tell."""
+
+
+@overload(two_product, **INLINE)
+def two_product_by_type(a, b, like):
+    if like.dtype == types.float64:
+        return two_product_64
+    return lambda a, b, like: (a * b, 0.0)
+
+
+def two_product_64(a, b, like):  # Dekker's
     p = a * b
     x, y = a * 134217729.0, b * 134217729.0
     a_high, b_high = x - (x - a), y - (y - b)
@@ -374,7 +383,7 @@ def lift_by_type(like):
 def row_gradients(e, e_at, n, reciprocal, factor, q, q_at, weights, spread, unit, dx, dx_at):
     """e * reciprocal * factor - unit * q for a row, in a way that suits the size of the factor."""
     if factors_safe(e, reciprocal[0], factor[0]):
-        high, low = two_product(np.float64(reciprocal[0]), factor[0])
+        high, low = two_product(np.float64(reciprocal[0]), factor[0], e)
         low += reciprocal[0] * factor[1] + reciprocal[1] * factor[0]
         row_products(e, e_at, n, two_parts((high, low), e), q, q_at, weights, spread, unit, dx, dx_at)
         return

@@ -13,8 +13,6 @@ from ...launch import computing_dtype, is_wide, launch
 from ...totals import total
 from . import cpu
 
-REDUCTIONS = ("none", "mean", "sum")
-
 
 def checked(p_logits, q_logits, axis, temperature, reduction):
     x, y = checks.array(p_logits, "p_logits"), checks.array(q_logits, "q_logits")
@@ -24,7 +22,7 @@ def checked(p_logits, q_logits, axis, temperature, reduction):
     checks.same_dtype(y, "q_logits", x, "p_logits")
     axis = checks.class_axis(axis, x.shape, "p_logits")
     t = checks.temperature(temperature)
-    checks.one_of(reduction, "reduction", REDUCTIONS)
+    checks.reduction(reduction)
     if x.dtype != dtype:  # bool and integers
         x, y = x.astype(dtype), y.astype(dtype)
     return x, y, dtype, axis, t, x.shape[:axis] + x.shape[axis + 1 :]
@@ -143,22 +141,17 @@ def kl_divergence_backward(
     array([ 0.25, -0.25])
     """
     x, y, dtype, axis, t, outer = checked(p_logits, q_logits, axis, temperature, reduction)
-    g = checks.array(grad, "grad")
-    checks.result_dtype(g.dtype, "grad")
-    if reduction == "none":
-        g = checks.reduced_shape(g, "grad", x.shape, (axis,))
-    elif g.shape:
-        raise ValueError(f"grad has shape {g.shape}, but must be one number for reduction {reduction!r}")
+    g = checks.upstream(grad, reduction, outer, axis)
     if out is None:
         dy = np.empty_like(y, dtype=dtype, subok=False)
     else:
         dy = out
         checks.out(out, y.shape, dtype, [("q_logits", y)])
-        checks.apart(out, [("grad", g), ("p_logits", x)])
+        checks.apart(out, [("grad", grad), ("p_logits", x)])
     if not x.size:
         return dy
     rows = math.prod(outer)
-    g = np.broadcast_to(g.astype(np.float64), outer).reshape(-1) / (t * (rows if reduction == "mean" else 1))
+    g = np.broadcast_to(g, outer).reshape(-1) / (t * (rows if reduction == "mean" else 1))
     compute = computing_dtype(dtype, t)
     high, low = elementary.scale(t, is_wide(compute))
 
