@@ -26,7 +26,7 @@ def philox(a, b, c, d, key_a, key_b):
 
 @inline
 def uniforms(key, row, block, stream):
-    """Two numbers between 0 and 1, neither of which they are, of 52 bits and a half: the same for the same arguments."""
+    """Two numbers between 0 and 1, odd multiples of 2**-53: the same for the same arguments."""
     key, row = np.uint64(key), np.uint64(row)
     a, b, c, d = philox(row & LOW, row >> SHIFT, np.uint64(block), np.uint64(stream), key & LOW, key >> SHIFT)
     return uniform(a, b), uniform(c, d)

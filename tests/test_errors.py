@@ -47,7 +47,7 @@ def good_out(name, dtype=np.float64):
 
 
 def short(value):
-    return repr(value)[:40]
+    return repr(value).partition(" at 0x")[0][:40]  # an address would differ between processes
 
 
 def refused(name, given, kinds, argument, *mentions, **options):
