@@ -65,7 +65,7 @@ def fit_temperature(
     >>> import numbasoft
     >>> logits = np.log([[0.99, 0.01]] * 4)  # says 99 %, is right in 3 of 4
     >>> round(numbasoft.fit_temperature(logits, [0, 0, 0, 1]), 12)  # log(99) / log(3)
-    4.182683274402
+    4.182658338644
     """
     x, y = checks.array(logits, "logits"), checks.array(target, "target")
     checks.result_dtype(x.dtype, "logits")
