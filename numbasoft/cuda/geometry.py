@@ -10,9 +10,11 @@ from typing import NamedTuple
 ITEMSIZE = {"f2": 2, "b2": 2, "f4": 4, "f8": 8}
 VECTOR_BYTES = 16
 
-# Vectors of 16 bytes that a thread holds of a row: one kernel for each, so that registers fit.
+# Vectors of 16 bytes that a thread holds of a row: one kernel for each, so that registers fit. Backward
+# passes hold two rows.
 VECTORS = {"f2": (1, 2, 4), "b2": (1, 2, 4), "f4": (1, 4, 8), "f8": (1, 4, 8)}
-SEGMENT_VECTORS = {"f2": 4, "b2": 4, "f4": 8, "f8": 8}
+PAIR_VECTORS = {"f2": (1, 2, 3), "b2": (1, 2, 3), "f4": (1, 4, 6), "f8": (1, 4, 5)}
+SEGMENT_VECTORS = {"f2": 4, "b2": 4, "f4": 8, "f8": 4}
 
 WARP = 32
 BLOCK = 128  # threads where several rows share a block
@@ -47,10 +49,10 @@ def vectors_spanned(n, storage, aligned):
 
 
 @lru_cache(maxsize=1024)
-def rows_launch(n, storage, aligned):
+def rows_launch(n, storage, aligned, in_pairs=False):
     """How to do rows of n elements, or None where a row does not fit into the registers of a block."""
     spanned = vectors_spanned(n, storage, aligned)
-    few, middle, many = VECTORS[storage]
+    few, middle, many = (PAIR_VECTORS if in_pairs else VECTORS)[storage]
     if spanned <= WARP * middle:
         vectors = few if spanned <= WARP else middle
         team = power_of_two(-(-spanned // vectors))
@@ -65,6 +67,19 @@ def rows_launch(n, storage, aligned):
 def power_of_two(n):
     """The smallest power of two not below n."""
     return 1 << max(0, n - 1).bit_length()
+
+
+def segments_launch(n, storage, aligned):
+    """How to do rows of n in which no element needs another: a launch, and a segment's length."""
+    vectors = VECTORS[storage][1]
+    length = (SEGMENT_THREADS * vectors - 1) * lanes(storage)
+    if n <= length:
+        spanned = vectors_spanned(n, storage, aligned)
+        vectors = vectors if spanned > WARP else VECTORS[storage][0]
+        team = -(-spanned // vectors)
+        team = power_of_two(team) if team <= WARP else WARP * -(-team // WARP)
+        return Rows(vectors, team, BLOCK if team <= WARP else team), n
+    return Rows(vectors, SEGMENT_THREADS, SEGMENT_THREADS), length
 
 
 def segment_length(storage):

@@ -20,11 +20,14 @@ from numba.cuda.datamodel import models
 from numba.cuda.extending import intrinsic, register_model
 from numba.cuda.typing.templates import AbstractTemplate, signature
 
+from .geometry import ITEMSIZE, STRIDED_LANES, VECTOR_BYTES
+
 FLOAT, DOUBLE, HALF = ir.FloatType(), ir.DoubleType(), ir.HalfType()
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-ITEMSIZE = {"f2": 2, "b2": 2, "f4": 4, "f8": 8}
 WORD = {"f2": I16, "b2": I16, "f4": I32, "f8": I64}
-VECTOR_BYTES = 16
+INTEGER = {
+    "b1": I8, "i1": I8, "u1": I8, "i2": I16, "u2": I16, "i4": I32, "u4": I32, "i8": I64, "u8": I64,
+}  # fmt: skip
 
 
 class Vector(types.Type):
@@ -533,11 +536,14 @@ def store_vector(builder, address, values, storage):
 
 
 def word_pointer(builder, address, storage):
-    return builder.inttoptr(address, ir.PointerType(WORD[storage], 1))
+    return builder.inttoptr(address, ir.PointerType(WORD.get(storage) or INTEGER[storage], 1))
 
 
 def from_word(builder, word, storage, compute):
     """The number that a word of memory holds."""
+    if storage in INTEGER:
+        convert = builder.sitofp if storage[0] == "i" else builder.uitofp
+        return convert(word, DOUBLE if compute == "f8" else FLOAT)
     if storage == "b2":
         wide = builder.shl(builder.zext(word, I32), i32(16))
         value = builder.bitcast(wide, FLOAT)
@@ -563,6 +569,8 @@ def narrowed(builder, value, storage):
 
 def to_word(builder, value, storage):
     """A number rounded once, to nearest even, to what memory holds."""
+    if storage == "b1":
+        return builder.zext(builder.fcmp_unordered("!=", value, ir.Constant(value.type, 0.0)), I8)
     value = narrowed(builder, value, storage)
     if storage == "b2":
         return asm(builder, I16, "cvt.rn.bf16.f32 $0, $1;", "=h,f", value)
@@ -816,10 +824,6 @@ def strided_places(builder, first, distance, n, lanes):
     for _ in range(lanes):
         yield j, builder.icmp_signed("<", j, n)
         j = builder.add(j, distance)
-
-
-# How many elements of a column a thread has in flight.
-STRIDED_LANES = 4
 
 
 def gatherer(storage, compute, fill):

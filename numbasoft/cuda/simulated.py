@@ -11,9 +11,13 @@ import threading
 import ml_dtypes
 import numpy as np
 
-DTYPES = {"f2": np.float16, "b2": ml_dtypes.bfloat16, "f4": np.float32, "f8": np.float64}
-ITEMSIZE = {"f2": 2, "b2": 2, "f4": 4, "f8": 8}
-VECTOR_BYTES = 16
+from .geometry import ITEMSIZE, STRIDED_LANES, VECTOR_BYTES
+
+DTYPES = {
+    "f2": np.float16, "b2": ml_dtypes.bfloat16, "f4": np.float32, "f8": np.float64, "b1": np.bool_,
+    "i1": np.int8, "u1": np.uint8, "i2": np.int16, "u2": np.uint16, "i4": np.int32, "u4": np.uint32,
+    "i8": np.int64, "u8": np.uint64,
+}  # fmt: skip
 
 
 def compute_dtype(compute):
@@ -219,9 +223,6 @@ def keeper(storage, vectors):
         return bytes_at(mask, step, zip(*places, strict=True))
 
     return kept
-
-
-STRIDED_LANES = 4
 
 
 def strided_places(first, distance, n):

@@ -25,6 +25,7 @@ from ...cuda.backend import (
 )
 from ...cuda.elementary import arithmetic_of, parts_of, two_sum
 from ...cuda.geometry import ITEMSIZE, SEGMENT_VECTORS, STRIDED_LANES, segment_length
+from ...cuda.operations import Backward, Forward
 from ...cuda.signatures import address, number_type, signature, size, whole
 from ...cuda.split import (
     KEPT,
@@ -511,3 +512,7 @@ def backward_segments(storage, wide):
     return log_softmax_backward_segments, signature(
         address, whole, address, whole, size, size, kind, kind, kind, address, address, whole
     )
+
+
+FORWARD = Forward(forward, forward_columns, subtract, others=True, reduced=False)
+BACKWARD = Backward(backward, backward_columns, backward_segments, product=False)

@@ -26,6 +26,7 @@ from ...cuda.backend import (
 )
 from ...cuda.elementary import arithmetic_of, parts_of, two_sum
 from ...cuda.geometry import ITEMSIZE, STRIDED_LANES
+from ...cuda.operations import Forward
 from ...cuda.signatures import address, number_type, signature, size, whole
 from ...cuda.split import MAXIMA, MAXIMUM, count_over, maximum_of, row_of, second_of, sum_over
 from ...cuda.team import (
@@ -265,13 +266,13 @@ def gradients(storage, wide):
 
 
 @lru_cache
-def backward(storage, wide, vectors, aligned):
+def backward(storage, wide, vectors, aligned, reduced):
     """Gradients of rows, each in one segment or more: no element needs another."""
     a = arithmetic_of(storage, wide, gradient=True)
     shift_of_lse, factors_of, gradient = gradients(storage, wide)
     load = loader(storage, a.compute, vectors, aligned, -INFINITY)
     store = storer(storage, a.compute, vectors, aligned)
-    read = reader(storage, a.compute)
+    read = reader(reduced, a.compute)  # g and lse may be wider than x
     itemsize = ITEMSIZE[storage]
     kind = number_type(a.compute)
 
@@ -317,12 +318,12 @@ def backward(storage, wide, vectors, aligned):
 
 
 @lru_cache
-def backward_columns(storage, wide):
+def backward_columns(storage, wide, reduced):
     """Gradients of rows that lie along another axis: 32 of them side by side."""
     a = arithmetic_of(storage, wide, gradient=True)
     shift_of_lse, factors_of, gradient = gradients(storage, wide)
     gather, scatter = gatherer(storage, a.compute, -INFINITY), scatterer(storage)
-    read = reader(storage, a.compute)
+    read = reader(reduced, a.compute)
     kind = number_type(a.compute)
 
     def logsumexp_backward_columns(
@@ -370,3 +371,7 @@ def backward_columns(storage, wide):
         address, whole, whole, address, whole, whole, whole, address, whole, whole, size, size,
         kind, kind, kind, kind, kind, address, whole, whole, whole,
     )  # fmt: skip
+
+
+FORWARD = Forward(forward, forward_columns, combine, others=True, reduced=True)
+BACKWARD = backward, backward_columns

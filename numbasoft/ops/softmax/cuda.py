@@ -24,6 +24,7 @@ from ...cuda.backend import (
 )
 from ...cuda.elementary import arithmetic_of, parts_of
 from ...cuda.geometry import ITEMSIZE, SEGMENT_VECTORS, STRIDED_LANES, segment_length
+from ...cuda.operations import Backward, Forward
 from ...cuda.signatures import address, number_type, signature, size, whole
 from ...cuda.split import KEPT, MAXIMUM, SECOND, count_over, maximum_of, row_of, sum_over
 from ...cuda.team import (
@@ -445,3 +446,7 @@ def backward_segments(storage, wide):
     return softmax_backward_segments, signature(
         address, whole, address, whole, size, size, kind, address, address, whole
     )
+
+
+FORWARD = Forward(forward, forward_columns, divide, others=False, reduced=False)
+BACKWARD = Backward(backward, backward_columns, backward_segments, product=True)
