@@ -27,7 +27,7 @@ CUDA_DEVICES = 2, 13  # DLPack's names for device memory and for managed memory
 class Device:
     """An array on a device."""
 
-    __slots__ = ("shadow", "name", "storage", "home", "value", "ordinal", "stream")
+    __slots__ = ("home", "name", "ordinal", "shadow", "storage", "stream", "value")
 
     def __init__(self, value, name, home, address, shape, strides, dtype, read_only, ordinal, stream):
         storage = STORAGE.get(dtype) or INTEGERS.get(dtype)
@@ -35,7 +35,9 @@ class Device:
             raise TypeError(f"{name} has dtype {dtype}, but must have one of {checks.SUPPORTED}")
         plain = np.dtype(np.uint16 if storage == "b2" else dtype)
         if address % plain.itemsize or any(s % plain.itemsize for s in strides or ()):
-            raise ValueError(f"{name} is not aligned: its elements must lie at multiples of {plain.itemsize} bytes")
+            raise ValueError(
+                f"{name} is not aligned: its elements must lie at multiples of {plain.itemsize} bytes"
+            )
         self.shadow = shadow(address, tuple(shape), strides, plain, read_only)
         self.name, self.storage, self.home, self.value = name, storage, home, value
         self.ordinal, self.stream = ordinal, stream

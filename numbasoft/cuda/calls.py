@@ -7,7 +7,7 @@ Nothing here waits for the device or copies to the host.
 
 import math
 import threading
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +39,7 @@ class Prepared(NamedTuple):
     cells: int  # int64 of working memory
 
 
-@lru_cache(maxsize=None)
+@cache
 def compiled(factory, options, threads, ordinal):
     """A kernel, compiled for a device."""
     return kernel(*factory(*options), threads)
@@ -47,7 +47,9 @@ def compiled(factory, options, threads, ordinal):
 
 def step(factory, options, blocks, threads, most_threads, ordinal, handle, *arguments):
     if blocks > MOST_BLOCKS:
-        raise ValueError(f"x has so many rows that {blocks} thread blocks were needed; a GPU has {MOST_BLOCKS}")
+        raise ValueError(
+            f"x has so many rows that {blocks} thread blocks were needed; a GPU has {MOST_BLOCKS}"
+        )
     launch = compiled(factory, options, most_threads, ordinal)
     stream = arrays.numba_stream(handle, ordinal)
     configured = launch[blocks, threads, stream]
@@ -70,13 +72,12 @@ def run(prepared, addresses, work):
 
 
 @lru_cache(maxsize=4096)
-def forward_steps(operation, storage, wide, temperature, masked, where_from, aligned, ordinal, handle):
+def forward_steps(operation, storage, temperature, masked, where_from, aligned, ordinal, handle):
     """``where_from`` is a layout of x, of the mask if there is one, and of the result."""
-    numbers = elementary.scale(temperature, wide or storage == "f8")
+    numbers = elementary.scale(temperature, storage == "f8")
     if operation.others:
-        numbers += elementary.inverse(temperature, wide or storage == "f8")
+        numbers += elementary.inverse(temperature, storage == "f8")
     x, mask, y, work = Slot(0), Slot(1) if masked else 0, Slot(1 + masked), Slot(2 + masked)
-    kinds = storage, wide
 
     def one(factory, options, blocks, threads, most, *arguments):
         return step(factory, options, blocks, threads, most, ordinal, handle, *arguments)
@@ -88,41 +89,40 @@ def forward_steps(operation, storage, wide, temperature, masked, where_from, ali
         blocks, threads = geometry.column_blocks(outer, inner), geometry.column_threads(n)
         arguments = x, *strides[0], mask, *of_mask, n, inner, *numbers, y, *of_y
         most = geometry.MOST_COLUMN_THREADS
-        return Prepared((one(operation.columns, (*kinds, masked), blocks, threads, most, *arguments),), 0)
+        return Prepared((one(operation.columns, (storage, masked), blocks, threads, most, *arguments),), 0)
 
     rows, n, pitches, steps = where_from
     of_mask = (mask, pitches[1], steps[1]) if masked else (0, 0, 0)
     source, result = (x, pitches[0], *of_mask), (y, pitches[-1])
     how = geometry.rows_launch(n, storage, aligned)
     if how:
-        options = (*kinds, how.vectors, aligned, masked)
+        options = (storage, how.vectors, aligned, masked)
         arguments = *source, rows, n, how.team, *numbers, *result
         blocks, most = how.blocks(rows), geometry.MOST_THREADS
         return Prepared((one(operation.rows, options, blocks, how.threads, most, *arguments),), 0)
 
     segments, threads = geometry.segments_of(n, storage), geometry.SEGMENT_THREADS
     blocks = rows * segments
-    first = one(split.maxima, (*kinds, masked), blocks, threads, threads, *source, n, segments, work)
-    options = (*kinds, masked, operation.others)
+    first = one(split.maxima, (storage, masked), blocks, threads, threads, *source, n, segments, work)
+    options = (storage, masked, operation.others)
     arguments = *source, n, segments, *numbers[:2], work
     second = one(split.sums, options, blocks, threads, threads, *arguments)
     if operation.reduced:
         arguments = segments, *numbers, work, *result
-        third = one(operation.last, kinds, rows, threads, threads, *arguments)
+        third = one(operation.last, (storage,), rows, threads, threads, *arguments)
     else:
         arguments = *source, n, segments, *numbers, work, *result
-        third = one(operation.last, (*kinds, masked), blocks, threads, threads, *arguments)
+        third = one(operation.last, (storage, masked), blocks, threads, threads, *arguments)
     return Prepared((first, second, third), blocks * split.FIELDS)
 
 
 @lru_cache(maxsize=4096)
-def backward_steps(operation, storage, wide, temperature, where_from, aligned, ordinal, handle):
+def backward_steps(operation, storage, temperature, where_from, aligned, ordinal, handle):
     """``where_from`` is a layout of g, of y and of the result."""
     g, y, dx, work = map(Slot, range(4))
     numbers = (1 / temperature,)
     if not operation.product:
-        numbers = (*elementary.scale(1.0, wide or storage == "f8"), 1 / temperature)
-    kinds = storage, wide
+        numbers = (*elementary.scale(1.0, storage == "f8"), 1 / temperature)
 
     def one(factory, options, blocks, threads, most, *arguments):
         return step(factory, options, blocks, threads, most, ordinal, handle, *arguments)
@@ -132,7 +132,7 @@ def backward_steps(operation, storage, wide, temperature, where_from, aligned, o
         blocks, threads = geometry.column_blocks(outer, inner), geometry.column_threads(n)
         arguments = g, *of_g, y, *of_y, n, inner, *numbers, dx, *of_dx
         most = geometry.MOST_COLUMN_THREADS
-        return Prepared((one(operation.columns, kinds, blocks, threads, most, *arguments),), 0)
+        return Prepared((one(operation.columns, (storage,), blocks, threads, most, *arguments),), 0)
 
     rows, n, pitches, _ = where_from
     source, result = (g, pitches[0], y, pitches[1]), (dx, pitches[2])
@@ -140,32 +140,36 @@ def backward_steps(operation, storage, wide, temperature, where_from, aligned, o
     if how:
         arguments = *source, rows, n, how.team, *numbers, *result
         blocks, most = how.blocks(rows), geometry.MOST_THREADS
-        options = (*kinds, how.vectors, aligned)
+        options = (storage, how.vectors, aligned)
         return Prepared((one(operation.rows, options, blocks, how.threads, most, *arguments),), 0)
 
     segments, threads = geometry.segments_of(n, storage), geometry.SEGMENT_THREADS
     blocks = rows * segments
     steps = [
-        one(split.terms, (*kinds, operation.product, last), blocks, threads, threads,
+        one(split.terms, (storage, operation.product, last), blocks, threads, threads,
             *source, n, segments, 0.0, work)
         for last in (False, True)
     ]  # fmt: skip
     arguments = *source, n, segments, *numbers, work, *result
-    steps.append(one(operation.last, kinds, blocks, threads, threads, *arguments))
+    steps.append(one(operation.last, (storage,), blocks, threads, threads, *arguments))
     return Prepared(tuple(steps), blocks * split.FIELDS)
 
 
 @lru_cache(maxsize=4096)
-def logsumexp_backward_steps(operation, storage, wide, reduced, temperature, where_from, aligned, ordinal, handle):
+def logsumexp_backward_steps(operation, storage, reduced, temperature, where_from, aligned, ordinal, handle):
     """``where_from`` is a layout of g, of x, of lse and of the result."""
     g, x, lse, dx = map(Slot, range(4))
-    precise = wide or storage == "f8"
-    numbers = (*elementary.scale(temperature, precise), temperature, *elementary.inverse(temperature, precise))
+    precise = storage == "f8"
+    numbers = (
+        *elementary.scale(temperature, precise),
+        temperature,
+        *elementary.inverse(temperature, precise),
+    )
     if isinstance(where_from, layout.Columns):
         outer, n, inner, (of_g, of_x, of_lse, of_dx) = where_from
         arguments = g, of_g[0], of_g[2], x, *of_x, lse, of_lse[0], of_lse[2], n, inner, *numbers, dx, *of_dx
         blocks, threads = geometry.column_blocks(outer, inner), geometry.column_threads(n)
-        factory, options, most = operation[1], (storage, wide, reduced), geometry.MOST_COLUMN_THREADS
+        factory, options, most = operation[1], (storage, reduced), geometry.MOST_COLUMN_THREADS
     else:
         rows, n, (of_g, of_x, of_lse, of_dx), _ = where_from
         how, length = geometry.segments_launch(n, storage, aligned)
@@ -173,7 +177,11 @@ def logsumexp_backward_steps(operation, storage, wide, reduced, temperature, whe
         arguments = (g, of_g, x, of_x, lse, of_lse, rows, n, how.team, segments, length, *numbers, dx, of_dx)
         blocks, threads = how.blocks(rows * segments), how.threads
         aligned = aligned and segments == 1
-        factory, options, most = operation[0], (storage, wide, how.vectors, aligned, reduced), geometry.MOST_THREADS
+        factory, options, most = (
+            operation[0],
+            (storage, how.vectors, aligned, reduced),
+            geometry.MOST_THREADS,
+        )
     return Prepared((step(factory, options, blocks, threads, most, ordinal, handle, *arguments),), 0)
 
 
@@ -260,9 +268,7 @@ class Call:
 
     def copied(self, source, view, target, target_view):
         """Copy elements; views are shadows of one shape."""
-        axes = [
-            (n, (a, b)) for n, a, b in zip(view.shape, view.strides, target_view.strides, strict=True)
-        ]
+        axes = [(n, (a, b)) for n, a, b in zip(view.shape, view.strides, target_view.strides, strict=True)]
         axes = layout.merged(axes)
         if len(axes) > layout.MOST_AXES:
             raise ValueError(
@@ -275,53 +281,58 @@ class Call:
                    self.ordinal, self.handle, *arguments)  # fmt: skip
         run(Prepared((one,), 0), (view.ctypes.data, target_view.ctypes.data), None)
 
-    def rows_of(self, array, view, axes, storage):
-        """A copy of an array as contiguous rows: (rows, n)."""
-        moved = with_last(view, axes)
-        n = math.prod(view.shape[a] for a in axes)
-        copy = self.temporary((view.size // n, n), storage)
-        self.copied(array, moved, copy, copy.shadow.reshape(moved.shape))
-        return copy
+    def over(self, axes, operands, steps):
+        """Launch ``steps(where_from, aligned)`` on operands of one shape, copied where they must be.
 
-    def over(self, axes, inputs, result, is_mask, steps, storage):
-        """Launch ``steps(where_from, aligned)`` on arrays of one shape, copied where they must be.
-
-        ``inputs`` and ``result`` are pairs of a ``Device`` array and its view over the shape;
-        results with one element a row, and masks, have steps of 0 along the reduced axes.
+        The last of them is the result.
         """
-        pairs = [*inputs, result]
-        shape = result[1].shape
-        fits = all(a.storage == storage or loose for (a, _), loose in zip(pairs, is_mask, strict=True))
-        itemsizes = [0 if loose else geometry.ITEMSIZE[storage] for loose in is_mask]
-        where_from = fits and layout.plan(shape, axes, [v.strides for _, v in pairs], itemsizes)
+        shape = operands[-1].view.shape
+        where_from = None
+        if all(o.array.storage == o.storage for o in operands):
+            itemsizes = [geometry.ITEMSIZE[o.storage] if o.role is FULL else 0 for o in operands]
+            where_from = layout.plan(shape, axes, [o.view.strides for o in operands], itemsizes)
         if where_from:
-            addresses = tuple(v.ctypes.data for _, v in pairs)
-            full = [i for i, loose in enumerate(is_mask) if not loose]
+            addresses = tuple(o.view.ctypes.data for o in operands)
+            full = [i for i, o in enumerate(operands) if o.role is FULL]
             aligned = isinstance(where_from, layout.Rows) and layout.are_aligned(
                 [addresses[i] for i in full],
                 [where_from.pitches[i] for i in full] if where_from.rows > 1 else [],
                 where_from.n,
-                geometry.ITEMSIZE[storage],
+                geometry.ITEMSIZE[operands[full[0]].storage],
             )
             self.launch(steps(where_from, aligned), addresses)
             return
-        copied = []
-        for (array, view), loose in zip(inputs, is_mask, strict=False):
-            copy = self.rows_of(array, view, axes, array.storage if loose else storage)
-            copied.append((copy, copy.shadow))
-        array, view = result
-        moved = with_last(view, axes)
         n = math.prod(shape[a] for a in axes)
-        if is_mask[-1]:
-            first = tuple(slice(None) if i < view.ndim - len(axes) else slice(1) for i in range(view.ndim))
-            moved = moved[first]
-            out = self.temporary((view.size // n, 1), array.storage)
-            out_view = np.broadcast_to(out.shadow, (view.size // n, n))
-        else:
-            out = self.temporary((view.size // n, n), storage)
-            out_view = out.shadow
-        self.over((1,), copied, (out, out_view), is_mask, steps, storage)
-        self.copied(out, out.shadow.reshape(moved.shape), array, moved)
+        rows = math.prod(shape) // n
+        copies_ = [self.as_rows(o, axes, rows, n, is_input=o is not operands[-1]) for o in operands]
+        self.over((1,), [c for c, _, _ in copies_], steps)
+        result, of_copy, of_result = copies_[-1]
+        self.copied(result.array, of_copy, operands[-1].array, of_result)
+
+    def as_rows(self, operand, axes, rows, n, is_input):
+        """An operand as contiguous rows: the copy, and the elements of both that belong together."""
+        array, view, storage, role = operand
+        moved = with_last(view, axes)
+        if role is PER_ROW:
+            moved = moved[(..., *[slice(1)] * len(axes))]
+        copy = self.temporary((rows, 1 if role is PER_ROW else n), storage)
+        of_copy = copy.shadow.reshape(moved.shape)
+        if is_input:
+            self.copied(array, moved, copy, of_copy)
+        return Operand(copy, np.broadcast_to(copy.shadow, (rows, n)), storage, role), of_copy, moved
+
+
+# What an operand has for every row: n elements, bytes of a mask, or one element.
+FULL, MASK, PER_ROW = "full", "mask", "per row"
+
+
+class Operand(NamedTuple):
+    """A ``Device`` array, its view over the shape of a call, and what kernels take of it."""
+
+    array: Any
+    view: np.ndarray
+    storage: str
+    role: str
 
 
 def with_last(view, axes):
@@ -329,9 +340,9 @@ def with_last(view, axes):
     return view.transpose([i for i in range(view.ndim) if i not in axes] + list(axes))
 
 
-def is_wide(storage, temperature):
-    """Whether a kernel computes in float64 though its arrays are narrower."""
-    return storage != "f8" and not SMALLEST <= temperature <= LARGEST
+def computing_storage(storage, temperature):
+    """What kernels are given: the arrays' storage type, or float64 where float32 has no log2(e) / T."""
+    return storage if SMALLEST <= temperature <= LARGEST else "f8"
 
 
 def check_out(out, shape, storage, inputs):
@@ -349,111 +360,106 @@ def optional(value, name):
 
 def forward(operation, x, axis, temperature, where, out, stream, keepdims=False):
     """softmax, log_softmax or logsumexp of a device array."""
-    given_out, x = out, describe(x, "x")
-    where, out = optional(where, "where"), optional(out, "out")
-    storage = x.result_storage
+    x, where, out = describe(x, "x"), optional(where, "where"), optional(out, "out")
     shape = x.shadow.shape
     axes = checks.axes(axis, len(shape))
     t = checks.temperature(temperature)
     mask = None if where is None else checks.mask(where.shadow, shape)
-    if operation.reduced and not isinstance(keepdims, (bool, np.bool_)):
+    if not isinstance(keepdims, (bool, np.bool_)):
         raise TypeError(f"keepdims is {keepdims!r}, but must be True or False")
     kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
     result_shape = shape
     if operation.reduced:
         result_shape = kept if keepdims else tuple(n for i, n in enumerate(shape) if i not in axes)
-    inputs = [x] if where is None else [x, where]
     if out is not None:
-        check_out(out, result_shape, storage, inputs)
+        inputs = [x] if where is None else [x, where]
+        check_out(out, result_shape, x.result_storage, inputs)
         if operation.reduced and any(np.may_share_memory(out.shadow, a.shadow) for a in inputs):
             raise ValueError("out shares memory with an input, but must not")
     with Call(x, stream, where=where, out=out) as call:
-        if out is None:
-            out = call.result(result_shape, storage)
-        if out.shadow.size == 0 or (x.shadow.size == 0 and not operation.reduced):
-            return out.value
-        wide = is_wide(storage, t)
-        y = np.broadcast_to(out.shadow.reshape(kept), shape) if operation.reduced else out.shadow
-        pairs = [(x, x.shadow)] + ([] if mask is None else [(where, mask)])
-        is_mask = [False] * 1 + [True] * (mask is not None) + [operation.reduced]
-        if x.shadow.size == 0:  # logsumexp of empty rows: kernels of n = 0, which read nothing
-            y = out.shadow.reshape(kept)
-            pairs, mask, is_mask = [(out, y)], None, [False, True]
+        y = call.result(result_shape, x.result_storage) if out is None else out
+        if y.shadow.size == 0:
+            return y.value
+        storage = computing_storage(x.result_storage, t)
+        over = y.shadow.reshape(kept) if operation.reduced else y.shadow
+        if x.shadow.size:
+            operands = [Operand(x, x.shadow, storage, FULL)]
+            over = np.broadcast_to(over, shape)
+        else:  # logsumexp of empty rows: kernels with n = 0, which read nothing of what stands for x
+            operands, mask = [Operand(y, over, storage, FULL)], None
+        if mask is not None:
+            operands.append(Operand(where, mask, "b1", MASK))
+        operands.append(Operand(y, over, storage, PER_ROW if operation.reduced else FULL))
 
         def steps(where_from, aligned):
-            if x.shadow.size == 0:
+            if not x.shadow.size:
                 where_from = where_from._replace(n=0)
             masked = mask is not None
             return forward_steps(
-                operation, storage, wide, t, masked, where_from, aligned and not masked, call.ordinal, call.handle
+                operation, storage, t, masked, where_from, aligned and not masked, call.ordinal, call.handle
             )
 
-        call.over(axes, pairs, (out, y), is_mask, steps, storage)
-        return out.value if given_out is None else given_out
+        call.over(axes, operands, steps)
+        return y.value
 
 
 def backward(operation, grad, y, y_name, axis, temperature, out, stream):
     """The gradient of softmax or log_softmax for device arrays."""
     grad, y, out = describe(grad, "grad"), describe(y, y_name), optional(out, "out")
-    storage = y.result_storage
     checks.same_shape(grad.shadow, "grad", y.shadow, y_name)
     if grad.storage != y.storage:
         raise TypeError(
-            f"grad has dtype {arrays.NAME[grad.storage]}, but must have the dtype {arrays.NAME[y.storage]} of {y_name}"
+            f"grad has dtype {arrays.NAME[grad.storage]}, but must have the dtype "
+            f"{arrays.NAME[y.storage]} of {y_name}"
         )
     axes = checks.axes(axis, y.shadow.ndim)
     t = checks.temperature(temperature)
     if out is not None:
-        check_out(out, y.shadow.shape, storage, [grad, y])
+        check_out(out, y.shadow.shape, y.result_storage, [grad, y])
     with Call(y, stream, grad=grad, out=out) as call:
-        if out is None:
-            out = call.result(y.shadow.shape, storage)
+        dx = call.result(y.shadow.shape, y.result_storage) if out is None else out
         if y.shadow.size == 0:
-            return out.value
-        wide = is_wide(storage, t)
+            return dx.value
+        storage = computing_storage(y.result_storage, t)
 
         def steps(where_from, aligned):
-            return backward_steps(operation, storage, wide, t, where_from, aligned, call.ordinal, call.handle)
+            return backward_steps(operation, storage, t, where_from, aligned, call.ordinal, call.handle)
 
-        pairs = [(grad, grad.shadow), (y, y.shadow)]
-        call.over(axes, pairs, (out, out.shadow), [False] * 3, steps, storage)
-        return out.value
+        call.over(axes, [Operand(a, a.shadow, storage, FULL) for a in (grad, y, dx)], steps)
+        return dx.value
 
 
 def logsumexp_backward(operation, grad, x, lse, axis, temperature, out, stream):
     """The gradient of logsumexp for device arrays."""
-    grad, x, lse = describe(grad, "grad"), describe(x, "x"), describe(lse, "lse")
-    out = optional(out, "out")
-    storage, shape = x.result_storage, x.shadow.shape
+    grad, x, lse, out = describe(grad, "grad"), describe(x, "x"), describe(lse, "lse"), optional(out, "out")
+    shape = x.shadow.shape
     axes = checks.axes(axis, len(shape))
     t = checks.temperature(temperature)
     kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
     for array in grad, lse:
         checks.reduced_shape(array.shadow, array.name, shape, axes)
     if out is not None:
-        check_out(out, shape, storage, [grad, x, lse])
+        check_out(out, shape, x.result_storage, [grad, x, lse])
     with Call(x, stream, grad=grad, lse=lse, out=out) as call:
-        if out is None:
-            out = call.result(shape, storage)
+        dx = call.result(shape, x.result_storage) if out is None else out
         if x.shadow.size == 0:
-            return out.value
-        wide = is_wide(storage, t)
-        reduced = grad.storage if grad.storage == lse.storage else None
-        if reduced not in (storage, "f4") or (reduced == "f4" and storage == "f8"):
-            reduced = "f8" if storage == "f8" or wide else "f4"
-        small = []
-        for array in grad, lse:
-            if array.storage != reduced:
-                copy = call.temporary(array.shadow.shape, reduced)
-                call.copied(array, array.shadow, copy, copy.shadow)
-                array = copy
-            small.append((array, np.broadcast_to(array.shadow.reshape(kept), shape)))
+            return dx.value
+        storage = computing_storage(x.result_storage, t)
+        # g and lse may both be as narrow as x; else they are taken in the computing type
+        narrow = grad.storage == lse.storage == storage
+        reduced = storage if narrow or storage == "f8" else "f4"
+        of_grad, of_lse = (np.broadcast_to(a.shadow.reshape(kept), shape) for a in (grad, lse))
 
         def steps(where_from, aligned):
             return logsumexp_backward_steps(
-                operation, storage, wide, reduced, t, where_from, aligned, call.ordinal, call.handle
+                operation, storage, reduced, t, where_from, aligned, call.ordinal, call.handle
             )
 
-        pairs = [small[0], (x, x.shadow), small[1]]
-        call.over(axes, pairs, (out, out.shadow), [True, False, True, False], steps, storage)
-        return out.value
+        operands = [
+            Operand(grad, of_grad, reduced, PER_ROW),
+            Operand(x, x.shadow, storage, FULL),
+            Operand(lse, of_lse, reduced, PER_ROW),
+            Operand(dx, dx.shadow, storage, FULL),
+        ]
+        call.over(axes, operands, steps)
+        return dx.value

@@ -76,14 +76,14 @@ KINDS = {
 KINDS["h4"] = KINDS["f4"]
 
 
-def arithmetic_of(storage, wide, gradient=False):
-    """The arithmetic for results of a storage type; ``wide``: float64 in any case.
+def arithmetic_of(storage, gradient=False):
+    """The arithmetic for results of a storage type.
 
     Gradients of 16 bits are held to float32's error beside the one of their rounding.
     """
-    if wide or storage == "f8":
-        return arithmetic("f8")
-    return arithmetic("f4" if gradient or storage == "f4" else "h4")
+    if storage in ("f4", "f8"):
+        return arithmetic(storage)
+    return arithmetic("f4" if gradient else "h4")
 
 
 @jit.device
@@ -265,7 +265,7 @@ def arithmetic(kind):
     if kind == "h4":
         shift_of, exponential = plain_shift, short_exponential
     return SimpleNamespace(
-        compute="f8" if kind == "f8" else "f4", largest=largest, small=largest * tiny, shift_of=shift_of, shift_of_lse=shift_of_lse, exponential=exponential,
+        compute="f8" if kind == "f8" else "f4", largest=largest, log2_e=(log2_e, log2_e_rest), small=largest * tiny, shift_of=shift_of, shift_of_lse=shift_of_lse, exponential=exponential,
         sum_of=sum_of, pair_of=pair_of, reciprocal=reciprocal, log1p_of=log1p_of, log_of_sum=log_of_sum,
         lift_for=lift_for, top_of=top_of, signed_sum_of=signed_sum_of,
     )  # fmt: skip

@@ -13,7 +13,7 @@ VECTOR_BYTES = 16
 # Vectors of 16 bytes that a thread holds of a row: one kernel for each, so that registers fit. Backward
 # passes hold two rows.
 VECTORS = {"f2": (1, 2, 4), "b2": (1, 2, 4), "f4": (1, 4, 8), "f8": (1, 4, 8)}
-PAIR_VECTORS = {"f2": (1, 2, 3), "b2": (1, 2, 3), "f4": (1, 4, 6), "f8": (1, 4, 5)}
+PAIR_VECTORS = {"f2": (1, 2, 2), "b2": (1, 2, 2), "f4": (1, 4, 6), "f8": (1, 4, 5)}
 SEGMENT_VECTORS = {"f2": 4, "b2": 4, "f4": 8, "f8": 4}
 
 WARP = 32
@@ -21,7 +21,7 @@ BLOCK = 128  # threads where several rows share a block
 MIDDLE_BLOCK = 256  # up to so many threads a row gets with the middle number of vectors
 MOST_THREADS = 512
 SEGMENT_THREADS = 256
-COLUMNS, MOST_COLUMN_THREADS = 32, 1024
+COLUMNS, MOST_COLUMN_THREADS = 32, 512
 STRIDED_LANES = 4
 
 

@@ -11,6 +11,7 @@ LLVM code is written as NVVM takes it for every device: no fneg, no maxnum, scal
 """
 
 import operator
+from functools import partial
 
 from llvmlite import ir
 from numba.cuda import types
@@ -166,9 +167,7 @@ for op, name in (
 ):
     add_operator(
         op,
-        lanewise(
-            lambda builder, a, b, name=name: builder.fcmp_ordered(name, a, b), lambda v: Mask(v.lanes)
-        ),
+        lanewise(lambda builder, a, b, name=name: builder.fcmp_ordered(name, a, b), lambda v: Mask(v.lanes)),
     )
 
 
@@ -634,6 +633,19 @@ def elements_inside(builder, start, n, lanes):
         yield j, builder.and_(builder.icmp_signed(">=", j, i32(0)), builder.icmp_signed("<", j, n))
 
 
+def load_word(builder, address, storage):
+    return [builder.load(word_pointer(builder, address, storage))]
+
+
+def load_elements(builder, address, start, n, storage, empty):
+    """The words of a vector that begins at element ``start`` of a row of n, one by one."""
+    words = []
+    for j, is_inside in elements_inside(builder, start, n, VECTOR_BYTES // ITEMSIZE[storage]):
+        at = element_address(builder, address, j, storage)
+        words += when(builder, is_inside, partial(load_word, builder, at, storage), [empty])
+    return words
+
+
 def loader(storage, compute, vectors, aligned, fill):
     """The function that loads a thread's vectors of a row; ``fill`` stands where the row has no element.
 
@@ -650,25 +662,11 @@ def loader(storage, compute, vectors, aligned, fill):
             args = [args[0], *(as_i32(builder, a) for a in args[1:])]
             empty = ir.Constant(WORD[storage], FILL[fill][storage])
             numbers = []
-
-            def whole():
-                return load_vector(builder, vector_address(builder, args[0], index), storage)
-
-            def one():
-                at = element_address(builder, args[0], j, storage)
-                return [builder.load(word_pointer(builder, at, storage))]
-
-            def in_part():
-                got = []
-                nonlocal j
-                for j, is_inside in elements_inside(builder, start, args[3], lanes):
-                    got += when(builder, is_inside, one, [empty])
-                return got
-
-            j = None
             for index, start, every, some in pieces(builder, args, storage, vectors, aligned):
-                words = when(builder, every, whole, [empty] * lanes)
+                at = vector_address(builder, args[0], index)
+                words = when(builder, every, partial(load_vector, builder, at, storage), [empty] * lanes)
                 if not aligned:
+                    in_part = partial(load_elements, builder, args[0], start, args[3], storage, empty)
                     words = when(builder, builder.and_(some, builder.not_(every)), in_part, words)
                 numbers += [from_word(builder, w, storage, compute) for w in words]
             return assembled(builder, numbers)
@@ -712,110 +710,57 @@ def storer(storage, compute, vectors, aligned):
     return store
 
 
-def reader(storage, compute):
-    """The function that reads one number, as a vector of one lane."""
-
-    @intrinsic
-    def read(typingctx, address):
-        """The number at an address."""
-
-        def lower(context, builder, sig, args):
-            word = builder.load(word_pointer(builder, args[0], storage))
-            return assembled(builder, [from_word(builder, word, storage, compute)])
-
-        return Vector(element_of(compute), 1)(address), lower
-
-    return read
-
-
-def writer(storage):
-    """The function that writes one number."""
-
-    @intrinsic
-    def write(typingctx, address, value):
-        """Write a vector of one lane, rounded to what memory holds."""
-        if not isinstance(value, Vector) or value.lanes != 1:
-            return None
-
-        def lower(context, builder, sig, args):
-            word = to_word(builder, lane(builder, args[1], 0), storage)
-            builder.store(word, word_pointer(builder, args[0], storage))
-            return context.get_dummy_value()
-
-        return types.none(address, value), lower
-
-    return write
-
-
 @intrinsic
-def read_byte(typingctx, address):
-    """The byte at an address, as a mask of one lane: whether it is not 0."""
+def address_of_row(typingctx, array, row):
+    """The address of a row of a two-dimensional array."""
+    if not isinstance(array, types.Array) or array.ndim != 2:
+        return None
 
     def lower(context, builder, sig, args):
-        byte = builder.load(builder.inttoptr(args[0], ir.PointerType(I8, 1)))
-        return assembled(builder, [builder.icmp_unsigned("!=", byte, ir.Constant(I8, 0))])
+        view = context.make_array(array)(context, builder, args[0])
+        row = context.cast(builder, args[1], sig.args[1], types.int64)
+        offset = builder.mul(row, builder.extract_value(view.strides, 0))
+        return builder.add(builder.ptrtoint(view.data, I64), offset)
 
-    return Mask(1)(address), lower
-
-
-@intrinsic
-def read_cell(typingctx, address):
-    """The int64 at an address."""
-
-    def lower(context, builder, sig, args):
-        return builder.load(builder.inttoptr(args[0], ir.PointerType(I64, 1)))
-
-    return types.int64(address), lower
+    return types.int64(array, row), lower
 
 
-@intrinsic
-def write_cell(typingctx, address, value):
-    """Write an int64."""
-
-    def lower(context, builder, sig, args):
-        builder.store(args[1], builder.inttoptr(args[0], ir.PointerType(I64, 1)))
-        return context.get_dummy_value()
-
-    return types.none(address, value) if value == types.int64 else None, lower
-
-
-def keeper(storage, vectors):
-    """The function that loads which of a thread's elements a mask keeps; outside the row it keeps none."""
-    lanes = VECTOR_BYTES // ITEMSIZE[storage]
+def placer(storage, compute, vectors):
+    """The function that tells which elements of a row ``loader``'s function loads."""
 
     @intrinsic
-    def kept(typingctx, address, mask, step, thread, team, n):
-        """The mask of a row at ``address``: bytes at ``mask``, ``step`` bytes from one to the next."""
+    def places(typingctx, address, thread, team):
+        """The index of every element, as numbers; outside the row they are below 0 or not below n."""
 
         def lower(context, builder, sig, args):
-            address, mask, step = args[:3]
-            where = [address, *(as_i32(builder, a) for a in args[3:])]
-            places = [
-                place
-                for _, start, _, _ in pieces(builder, where, storage, vectors, False)
-                for place in elements_inside(builder, start, where[3], lanes)
-            ]
-            return assembled(builder, bytes_at(builder, mask, step, places))
+            kind = DOUBLE if compute == "f8" else FLOAT
+            where = [args[0], *(as_i32(builder, a) for a in args[1:]), i32(2**31 - 1)]
+            starts = [start for _, start, _, _ in pieces(builder, where, storage, vectors, False)]
+            lanes = range(VECTOR_BYTES // ITEMSIZE[storage])
+            return assembled(
+                builder, [builder.sitofp(builder.add(s, i32(i)), kind) for s in starts for i in lanes]
+            )
 
-        return Mask(lanes * vectors)(address, mask, step, thread, team, n), lower
+        lanes = VECTOR_BYTES // ITEMSIZE[storage] * vectors
+        return Vector(element_of(compute), lanes)(address, thread, team), lower
 
-    return kept
+    return places
 
 
 def stepped(builder, address, index, step):
     return builder.add(address, builder.mul(builder.sext(index, I64), step))
 
 
+def load_byte(builder, address):
+    return [builder.load(builder.inttoptr(address, ir.PointerType(I8, 1)))]
+
+
 def bytes_at(builder, address, step, places):
     """Whether the bytes at steps j from an address are not 0, for pairs of j and whether to read it at all."""
     zero = ir.Constant(I8, 0)
     for j, is_inside in places:
-
-        def one(j=j):
-            at = stepped(builder, address, j, step)
-            return [builder.load(builder.inttoptr(at, ir.PointerType(I8, 1)))]
-
-        (byte,) = when(builder, is_inside, one, [zero])
+        at = stepped(builder, address, j, step)
+        (byte,) = when(builder, is_inside, partial(load_byte, builder, at), [zero])
         yield builder.icmp_unsigned("!=", byte, zero)
 
 
@@ -839,12 +784,8 @@ def gatherer(storage, compute, fill):
             words = []
             places = strided_places(builder, *(as_i32(builder, a) for a in args[2:]), STRIDED_LANES)
             for j, is_inside in places:
-
-                def one(j=j):
-                    at = stepped(builder, address, j, step)
-                    return [builder.load(word_pointer(builder, at, storage))]
-
-                words += when(builder, is_inside, one, [empty])
+                at = stepped(builder, address, j, step)
+                words += when(builder, is_inside, partial(load_word, builder, at, storage), [empty])
             return assembled(builder, [from_word(builder, w, storage, compute) for w in words])
 
         return Vector(element_of(compute), STRIDED_LANES)(address, step, first, distance, n), lower

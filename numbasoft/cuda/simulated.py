@@ -106,7 +106,10 @@ def times_power(v, t):
 
 def power_of_two_above(v):
     wide = v.dtype == np.float64
-    v = np.fmin(np.fmax(v, v.dtype.type(2.0**-900 if wide else 2.0**-80)), v.dtype.type(2.0**1022 if wide else 2.0**126))
+    v = np.fmin(
+        np.fmax(v, v.dtype.type(2.0**-900 if wide else 2.0**-80)),
+        v.dtype.type(2.0**1022 if wide else 2.0**126),
+    )
     return np.ldexp(v.dtype.type(1), np.frexp(v)[1])
 
 
@@ -261,6 +264,18 @@ def reader(storage, compute):
 
 def writer(storage):
     return lambda address, value: write_rounded(memory(address, DTYPES[storage]), slice(1), value)
+
+
+def address_of_row(array, row):
+    return array.ctypes.data + row * array.strides[0]
+
+
+def placer(storage, compute, vectors):
+    def places(address, thread, team):
+        j, _ = pieces(address, thread, team, 2**31 - 1, storage, vectors, False)
+        return j.astype(compute_dtype(compute))
+
+    return places
 
 
 def read_cell(address):

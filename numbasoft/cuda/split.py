@@ -110,9 +110,9 @@ def sum_over(work, row, segments, cells, slot):
 
 
 @lru_cache
-def maxima(storage, wide, masked):
+def maxima(storage, masked):
     """Loop 1: the maximum of every segment, and what else a row needs to know before its sum."""
-    compute = arithmetic_of(storage, wide).compute
+    compute = arithmetic_of(storage).compute
     load = loader(storage, compute, SEGMENT_VECTORS[storage], False, -INFINITY)
     kept_of = keeper(storage, SEGMENT_VECTORS[storage])
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
@@ -152,9 +152,9 @@ def maxima(storage, wide, masked):
 
 
 @lru_cache
-def sums(storage, wide, masked, others):
+def sums(storage, masked, others):
     """Loops 2 and 3: the sum of exp of every element after the shift, or of all but the maxima."""
-    a = arithmetic_of(storage, wide)
+    a = arithmetic_of(storage)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
     load = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, -INFINITY)
     kept_of = keeper(storage, SEGMENT_VECTORS[storage])
@@ -199,18 +199,16 @@ def sums(storage, wide, masked, others):
             write_cell(field(work, unit, REST), rest)
             write_cell(field(work, unit, MAXIMA), maxima)
 
-    return segment_sums, signature(
-        address, whole, address, whole, whole, size, size, kind, kind, address
-    )
+    return segment_sums, signature(address, whole, address, whole, whole, size, size, kind, kind, address)
 
 
 @lru_cache
-def terms(storage, wide, product, last):
+def terms(storage, product, last):
     """The sum of a gradient's terms: g * y where ``product`` is true, else g; none where y is ``nothing``.
 
     First the largest terms of every segment; with ``last`` the sums.
     """
-    a = arithmetic_of(storage, wide, gradient=True)
+    a = arithmetic_of(storage, gradient=True)
     lift_for, top_of, signed_sum_of = a.lift_for, a.top_of, a.signed_sum_of
     nothing = 0.0 if product else -INFINITY
     load_g = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, 0.0)

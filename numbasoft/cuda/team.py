@@ -10,6 +10,7 @@ from numba import cuda
 
 from . import jit
 from .backend import bits_of, from_bits, from_lane, maximum
+from .geometry import COLUMNS, MOST_COLUMN_THREADS
 
 SLOTS = 8
 CELLS = 32 * SLOTS
@@ -79,7 +80,7 @@ def team_sum(value, team, cells, slot):
 
 # Columns: a block of 32 columns side by side, each shared by a power of two of threads.
 
-COLUMNS = 32
+COLUMN_CELLS = MOST_COLUMN_THREADS
 
 
 @jit.device

@@ -40,6 +40,7 @@ from ...cuda.split import (
 )
 from ...cuda.team import (
     CELLS,
+    COLUMN_CELLS,
     column_maximum,
     column_place,
     column_sum,
@@ -53,11 +54,11 @@ INFINITY, NAN = float("inf"), float("nan")
 
 
 @lru_cache
-def logarithms(storage, wide):
+def logarithms(storage):
     """Loop 5 for a thread's elements, and what it needs once for every row."""
-    a = arithmetic_of(storage, wide)
+    a = arithmetic_of(storage)
     shift_of, exponential, log_of_sum = a.shift_of, a.exponential, a.log_of_sum
-    is_short = storage in ("f2", "b2") and not wide
+    is_short = storage in ("f2", "b2")
 
     @jit.device
     def log_of_row(m, second, maxima, total, high, low):
@@ -85,11 +86,11 @@ def logarithms(storage, wide):
 
 
 @lru_cache
-def forward(storage, wide, vectors, aligned, masked):
+def forward(storage, vectors, aligned, masked):
     """Rows that fit into the registers of a team."""
-    a = arithmetic_of(storage, wide)
+    a = arithmetic_of(storage)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
-    log_of_row, logarithm = logarithms(storage, wide)
+    log_of_row, logarithm = logarithms(storage)
     load = loader(storage, a.compute, vectors, aligned, -INFINITY)
     store = storer(storage, a.compute, vectors, aligned)
     kept_of = keeper(storage, vectors)
@@ -151,11 +152,11 @@ def forward(storage, wide, vectors, aligned, masked):
 
 
 @lru_cache
-def forward_columns(storage, wide, masked):
+def forward_columns(storage, masked):
     """Rows that lie along another axis: 32 of them side by side, read four times."""
-    a = arithmetic_of(storage, wide)
+    a = arithmetic_of(storage)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
-    log_of_row, logarithm = logarithms(storage, wide)
+    log_of_row, logarithm = logarithms(storage)
     gather, scatter = gatherer(storage, a.compute, -INFINITY), scatterer(storage)
     kind = number_type(a.compute)
 
@@ -179,7 +180,7 @@ def forward_columns(storage, wide, masked):
         y_step,
         y_inner,
     ):
-        cells = cuda.shared.array(1024, types.int64)
+        cells = cuda.shared.array(COLUMN_CELLS, types.int64)
         i, k, start, share = column_place(inner)
         on = k < inner
         k = min(k, inner - 1)
@@ -250,10 +251,10 @@ def forward_columns(storage, wide, masked):
 
 
 @lru_cache
-def subtract(storage, wide, masked):
+def subtract(storage, masked):
     """Loops 4 and 5 for a segment of a long row (see numbasoft.cuda.split)."""
-    a = arithmetic_of(storage, wide)
-    log_of_row, logarithm = logarithms(storage, wide)
+    a = arithmetic_of(storage)
+    log_of_row, logarithm = logarithms(storage)
     load = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, -INFINITY)
     store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
     kept_of = keeper(storage, SEGMENT_VECTORS[storage])
@@ -304,9 +305,9 @@ def subtract(storage, wide, masked):
 
 
 @lru_cache
-def gradients(storage, wide):
+def gradients(storage):
     """(g - exp(log_y) * sum g) / T for a thread's elements, and what it needs once for every row."""
-    a = arithmetic_of(storage, wide, gradient=True)
+    a = arithmetic_of(storage, gradient=True)
     pair_of, top_of, shift_of, exponential = a.pair_of, a.top_of, a.shift_of, a.exponential
     largest = a.largest
 
@@ -333,11 +334,11 @@ def gradients(storage, wide):
 
 
 @lru_cache
-def backward(storage, wide, vectors, aligned):
+def backward(storage, vectors, aligned):
     """Gradients of rows that fit into the registers of a team."""
-    a = arithmetic_of(storage, wide, gradient=True)
+    a = arithmetic_of(storage, gradient=True)
     lift_for, top_of, signed_sum_of = a.lift_for, a.top_of, a.signed_sum_of
-    sum_of_row, gradient = gradients(storage, wide)
+    sum_of_row, gradient = gradients(storage)
     load_g = loader(storage, a.compute, vectors, aligned, 0.0)
     load_y = loader(storage, a.compute, vectors, aligned, -INFINITY)
     store = storer(storage, a.compute, vectors, aligned)
@@ -388,11 +389,11 @@ def backward(storage, wide, vectors, aligned):
 
 
 @lru_cache
-def backward_columns(storage, wide):
+def backward_columns(storage):
     """Gradients of rows that lie along another axis: 32 of them side by side, read three times."""
-    a = arithmetic_of(storage, wide, gradient=True)
+    a = arithmetic_of(storage, gradient=True)
     lift_for, top_of, signed_sum_of = a.lift_for, a.top_of, a.signed_sum_of
-    sum_of_row, gradient = gradients(storage, wide)
+    sum_of_row, gradient = gradients(storage)
     gather_g, gather_y = gatherer(storage, a.compute, 0.0), gatherer(storage, a.compute, -INFINITY)
     scatter = scatterer(storage)
     kind = number_type(a.compute)
@@ -416,7 +417,7 @@ def backward_columns(storage, wide):
         dx_step,
         dx_inner,
     ):
-        cells = cuda.shared.array(1024, types.int64)
+        cells = cuda.shared.array(COLUMN_CELLS, types.int64)
         i, k, start, share = column_place(inner)
         on = k < inner
         k = min(k, inner - 1)
@@ -469,11 +470,11 @@ def backward_columns(storage, wide):
 
 
 @lru_cache
-def backward_segments(storage, wide):
+def backward_segments(storage):
     """Gradients of a segment of a long row (see numbasoft.cuda.split)."""
-    a = arithmetic_of(storage, wide, gradient=True)
+    a = arithmetic_of(storage, gradient=True)
     lift_for = a.lift_for
-    sum_of_row, gradient = gradients(storage, wide)
+    sum_of_row, gradient = gradients(storage)
     load_g = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, 0.0)
     load_y = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, -INFINITY)
     store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)

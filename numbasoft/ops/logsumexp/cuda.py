@@ -31,6 +31,7 @@ from ...cuda.signatures import address, number_type, signature, size, whole
 from ...cuda.split import MAXIMA, MAXIMUM, count_over, maximum_of, row_of, second_of, sum_over
 from ...cuda.team import (
     CELLS,
+    COLUMN_CELLS,
     column_maximum,
     column_place,
     column_sum,
@@ -44,9 +45,9 @@ INFINITY, NAN = float("inf"), float("nan")
 
 
 @lru_cache
-def results(storage, wide):
+def results(storage):
     """Loop 4, and the maximum added to it."""
-    a = arithmetic_of(storage, wide)
+    a = arithmetic_of(storage)
     shift_of, exponential, log_of_sum = a.shift_of, a.exponential, a.log_of_sum
 
     @jit.device
@@ -64,11 +65,11 @@ def results(storage, wide):
 
 
 @lru_cache
-def forward(storage, wide, vectors, aligned, masked):
+def forward(storage, vectors, aligned, masked):
     """Rows that fit into the registers of a team."""
-    a = arithmetic_of(storage, wide)
+    a = arithmetic_of(storage)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
-    result_of = results(storage, wide)
+    result_of = results(storage)
     load = loader(storage, a.compute, vectors, aligned, -INFINITY)
     kept_of = keeper(storage, vectors)
     write = writer(storage)
@@ -123,11 +124,11 @@ def forward(storage, wide, vectors, aligned, masked):
 
 
 @lru_cache
-def forward_columns(storage, wide, masked):
+def forward_columns(storage, masked):
     """Rows that lie along another axis: 32 of them side by side, read three times."""
-    a = arithmetic_of(storage, wide)
+    a = arithmetic_of(storage)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
-    result_of = results(storage, wide)
+    result_of = results(storage)
     gather = gatherer(storage, a.compute, -INFINITY)
     write = writer(storage)
     kind = number_type(a.compute)
@@ -151,7 +152,7 @@ def forward_columns(storage, wide, masked):
         lse_outer,  # IN   bytes from one to the next: of outer and of inner
         lse_inner,
     ):
-        cells = cuda.shared.array(1024, types.int64)
+        cells = cuda.shared.array(COLUMN_CELLS, types.int64)
         i, k, start, share = column_place(inner)
         on = k < inner
         k = min(k, inner - 1)
@@ -207,11 +208,11 @@ def forward_columns(storage, wide, masked):
 
 
 @lru_cache
-def combine(storage, wide):
+def combine(storage):
     """Loop 4 for long rows, a block for each, from the sums of their segments (see numbasoft.cuda.split)."""
-    result_of = results(storage, wide)
+    result_of = results(storage)
     write = writer(storage)
-    kind = number_type(arithmetic_of(storage, wide).compute)
+    kind = number_type(arithmetic_of(storage).compute)
 
     def logsumexp_combine(
         segments,  # IN   of a row
@@ -239,9 +240,9 @@ def combine(storage, wide):
 
 
 @lru_cache
-def gradients(storage, wide):
+def gradients(storage):
     """g * exp(x / T - lse) / T for a thread's elements, and what it needs once for every row."""
-    a = arithmetic_of(storage, wide, gradient=True)
+    a = arithmetic_of(storage, gradient=True)
     exponential, shift_of_lse = a.exponential, a.shift_of_lse
     small, largest = a.small, a.largest
 
@@ -266,10 +267,10 @@ def gradients(storage, wide):
 
 
 @lru_cache
-def backward(storage, wide, vectors, aligned, reduced):
+def backward(storage, vectors, aligned, reduced):
     """Gradients of rows, each in one segment or more: no element needs another."""
-    a = arithmetic_of(storage, wide, gradient=True)
-    shift_of_lse, factors_of, gradient = gradients(storage, wide)
+    a = arithmetic_of(storage, gradient=True)
+    shift_of_lse, factors_of, gradient = gradients(storage)
     load = loader(storage, a.compute, vectors, aligned, -INFINITY)
     store = storer(storage, a.compute, vectors, aligned)
     read = reader(reduced, a.compute)  # g and lse may be wider than x
@@ -318,10 +319,10 @@ def backward(storage, wide, vectors, aligned, reduced):
 
 
 @lru_cache
-def backward_columns(storage, wide, reduced):
+def backward_columns(storage, reduced):
     """Gradients of rows that lie along another axis: 32 of them side by side."""
-    a = arithmetic_of(storage, wide, gradient=True)
-    shift_of_lse, factors_of, gradient = gradients(storage, wide)
+    a = arithmetic_of(storage, gradient=True)
+    shift_of_lse, factors_of, gradient = gradients(storage)
     gather, scatter = gatherer(storage, a.compute, -INFINITY), scatterer(storage)
     read = reader(reduced, a.compute)
     kind = number_type(a.compute)

@@ -29,6 +29,7 @@ from ...cuda.signatures import address, number_type, signature, size, whole
 from ...cuda.split import KEPT, MAXIMUM, SECOND, count_over, maximum_of, row_of, sum_over
 from ...cuda.team import (
     CELLS,
+    COLUMN_CELLS,
     column_maximum,
     column_place,
     column_sum,
@@ -42,9 +43,9 @@ INFINITY, NAN = float("inf"), float("nan")
 
 
 @lru_cache
-def quotients(storage, wide):
+def quotients(storage):
     """Loop 4 for a thread's elements, and what it needs once for every row."""
-    a = arithmetic_of(storage, wide)
+    a = arithmetic_of(storage)
     pair_of, reciprocal = a.pair_of, a.reciprocal
 
     @jit.device
@@ -62,11 +63,11 @@ def quotients(storage, wide):
 
 
 @lru_cache
-def forward(storage, wide, vectors, aligned, masked):
+def forward(storage, vectors, aligned, masked):
     """Rows that fit into the registers of a team."""
-    a = arithmetic_of(storage, wide)
+    a = arithmetic_of(storage)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
-    factor, quotient = quotients(storage, wide)
+    factor, quotient = quotients(storage)
     load = loader(storage, a.compute, vectors, aligned, -INFINITY)
     store = storer(storage, a.compute, vectors, aligned)
     kept_of = keeper(storage, vectors)
@@ -118,11 +119,11 @@ def forward(storage, wide, vectors, aligned, masked):
 
 
 @lru_cache
-def forward_columns(storage, wide, masked):
+def forward_columns(storage, masked):
     """Rows that lie along another axis: 32 of them side by side, read three times."""
-    a = arithmetic_of(storage, wide)
+    a = arithmetic_of(storage)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
-    factor, quotient = quotients(storage, wide)
+    factor, quotient = quotients(storage)
     gather, scatter = gatherer(storage, a.compute, -INFINITY), scatterer(storage)
     kind = number_type(a.compute)
 
@@ -144,7 +145,7 @@ def forward_columns(storage, wide, masked):
         y_step,
         y_inner,
     ):
-        cells = cuda.shared.array(1024, types.int64)
+        cells = cuda.shared.array(COLUMN_CELLS, types.int64)
         i, k, start, share = column_place(inner)
         on = k < inner
         k = min(k, inner - 1)
@@ -200,11 +201,11 @@ def forward_columns(storage, wide, masked):
 
 
 @lru_cache
-def divide(storage, wide, masked):
+def divide(storage, masked):
     """Loops 2 and 4 for a segment of a long row (see numbasoft.cuda.split)."""
-    a = arithmetic_of(storage, wide)
+    a = arithmetic_of(storage)
     shift_of, exponential = a.shift_of, a.exponential
-    factor, quotient = quotients(storage, wide)
+    factor, quotient = quotients(storage)
     load = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, -INFINITY)
     store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
     kept_of = keeper(storage, SEGMENT_VECTORS[storage])
@@ -250,9 +251,9 @@ def divide(storage, wide, masked):
 
 
 @lru_cache
-def gradients(storage, wide):
+def gradients(storage):
     """y * (g - sum g y) / T for a thread's elements, and what it needs once for every row."""
-    a = arithmetic_of(storage, wide, gradient=True)
+    a = arithmetic_of(storage, gradient=True)
     pair_of, top_of = a.pair_of, a.top_of
 
     @jit.device
@@ -277,11 +278,11 @@ def gradients(storage, wide):
 
 
 @lru_cache
-def backward(storage, wide, vectors, aligned):
+def backward(storage, vectors, aligned):
     """Gradients of rows that fit into the registers of a team."""
-    a = arithmetic_of(storage, wide, gradient=True)
+    a = arithmetic_of(storage, gradient=True)
     lift_for, top_of, signed_sum_of = a.lift_for, a.top_of, a.signed_sum_of
-    mean, gradient = gradients(storage, wide)
+    mean, gradient = gradients(storage)
     load = loader(storage, a.compute, vectors, aligned, 0.0)
     store = storer(storage, a.compute, vectors, aligned)
     kind = number_type(a.compute)
@@ -330,11 +331,11 @@ def backward(storage, wide, vectors, aligned):
 
 
 @lru_cache
-def backward_columns(storage, wide):
+def backward_columns(storage):
     """Gradients of rows that lie along another axis: 32 of them side by side, read three times."""
-    a = arithmetic_of(storage, wide, gradient=True)
+    a = arithmetic_of(storage, gradient=True)
     lift_for, top_of, signed_sum_of = a.lift_for, a.top_of, a.signed_sum_of
-    mean, gradient = gradients(storage, wide)
+    mean, gradient = gradients(storage)
     gather, scatter = gatherer(storage, a.compute, 0.0), scatterer(storage)
     kind = number_type(a.compute)
 
@@ -355,7 +356,7 @@ def backward_columns(storage, wide):
         dx_step,
         dx_inner,
     ):
-        cells = cuda.shared.array(1024, types.int64)
+        cells = cuda.shared.array(COLUMN_CELLS, types.int64)
         i, k, start, share = column_place(inner)
         on = k < inner
         k = min(k, inner - 1)
@@ -406,11 +407,11 @@ def backward_columns(storage, wide):
 
 
 @lru_cache
-def backward_segments(storage, wide):
+def backward_segments(storage):
     """Gradients of a segment of a long row (see numbasoft.cuda.split)."""
-    a = arithmetic_of(storage, wide, gradient=True)
+    a = arithmetic_of(storage, gradient=True)
     lift_for = a.lift_for
-    mean, gradient = gradients(storage, wide)
+    mean, gradient = gradients(storage)
     load = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, 0.0)
     store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
