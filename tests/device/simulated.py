@@ -12,11 +12,12 @@ import numpy as np
 import oracle
 import pytest
 from numba import cuda, types
+from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 from oracle import BFLOAT16, DTYPES, check, limit
 from samples import BACKWARD, FAMILIES, FORWARD, sample
 
 import numbasoft
-from numbasoft.cuda import calls, device, geometry, literal
+from numbasoft.cuda import calls, copies, device, geometry, literal
 from numbasoft.cuda.elementary import arithmetic
 
 nan, inf = np.nan, np.inf
@@ -43,6 +44,8 @@ def one_thread(monkeypatch):
 
     monkeypatch.setattr(geometry, "rows_launch", rows_launch)
     monkeypatch.setattr(geometry, "segments_launch", lambda n, s, a: (rows_launch(n, s, a), n))
+    monkeypatch.setattr(geometry, "column_threads", lambda n: geometry.COLUMNS)
+    monkeypatch.setattr(copies, "THREADS", 16)
     forget()
     yield
     forget()
@@ -50,7 +53,8 @@ def one_thread(monkeypatch):
 
 def there(array):
     """On the device, in the same layout."""
-    return cuda.to_device(array)
+    contiguous = array.flags.c_contiguous
+    return cuda.to_device(array) if contiguous else FakeCUDAArray(array)
 
 
 def here(array):
@@ -186,10 +190,16 @@ def all_ways(name, given, axis, monkeypatch):
     yield "unaligned", run(name, shifted, axis)
 
 
-@by_dtype
-@by_name
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, "float32") for name in FORWARD + BACKWARD]
+    + [("softmax", "bfloat16"), ("log_softmax", "float64"), ("softmax_backward", "float16")],
+)
 def test_the_bits_depend_on_the_row_alone(name, dtype, rng, monkeypatch):
-    x = rng.normal(0, 3, (2, 37)).astype(DTYPES[dtype])
+    monkeypatch.setattr(geometry, "BLOCK", 32)  # a barrier costs the simulator a millisecond a thread
+    monkeypatch.setattr(geometry, "column_threads", lambda n: 2 * geometry.COLUMNS)
+    forget()
+    x = rng.normal(0, 3, (2, 21)).astype(DTYPES[dtype])
     given = arguments(name, x, rng)
     ways = dict(all_ways(name, given, -1, monkeypatch))
     for way, got in ways.items():
@@ -199,8 +209,7 @@ def test_the_bits_depend_on_the_row_alone(name, dtype, rng, monkeypatch):
     assert alone.tobytes() == ways["team"][1:].tobytes()
 
 
-@pytest.mark.parametrize("n", [1, 3, 8, 31, 130, 600])
-@by_name
+@pytest.mark.parametrize(("name", "n"), [("softmax", 3), ("softmax", 600), ("log_softmax_backward", 130)])
 def test_real_launches_of_every_kind(name, n, rng):
     # by part of a warp, by a warp, and by several warps that meet in shared memory
     x = rng.normal(0, 3, (3 if n < 100 else 1, n)).astype(np.float32)
@@ -311,8 +320,8 @@ VIEWS = {
 @pytest.mark.parametrize("view", VIEWS)
 @by_name
 def test_layouts(name, view, rng, one_thread):
-    x = VIEWS[view](rng.normal(0, 3, (4, 3, 6)))
-    for axis in (0, 1, -1, (0, 2), None):
+    x = VIEWS[view](rng.normal(0, 3, (4, 2, 6)))
+    for axis in (0, -1, (0, 2)):
         plain = arguments(name, np.ascontiguousarray(x), rng, axis)
         want = getattr(numbasoft, name)(*plain, axis)
         given = [x if p.shape == x.shape and np.array_equal(p, x) else p for p in plain]
@@ -412,17 +421,17 @@ def test_errors_come_before_any_launch(call, error, sentence, monkeypatch):
 
 
 def test_overlap(monkeypatch):
-    memory = np.zeros(20)
+    memory = there(np.zeros(20))
     monkeypatch.setattr(calls, "run", None)
     with pytest.raises(ValueError, match="out overlaps x"):
-        numbasoft.softmax(there(memory)[:16], out=there(memory)[4:])
+        numbasoft.softmax(memory[:16], out=memory[4:])
 
 
 # --- what people read and build on -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+@pytest.mark.parametrize("axis", [0, 1, -1])
 def test_literal_kernels(axis, dtype, rng):
     x = rng.normal(0, 3, (2, 5, 3)).astype(dtype)
     for name in ("softmax", "log_softmax"):
@@ -460,8 +469,7 @@ def test_the_documented_kernel(rng):
     check(here(weights), oracle.softmax(scaled, where=allowed), 2)
 
 
-@pytest.mark.parametrize("team", [1, 4, 32, 64])
-@pytest.mark.parametrize("kind", ["f4", "f8"])
+@pytest.mark.parametrize(("kind", "team"), [("f4", 1), ("f4", 64), ("f8", 4)])
 def test_device_functions(kind, team, rng):
     dtype = np.float32 if kind == "f4" else np.float64
     n = 21
