@@ -48,7 +48,7 @@ def reason() -> tuple[type[Exception], str] | None:
 
         if cuda.is_available():
             return None
-        first = str(cuda.cuda_error() or "no device was found")
+        first = str(cuda.cuda_error() or "").strip() or "there is no driver, or no device"
     except Exception as error:  # a driver that is missing or too old: each has a class of its own
         first = str(error).strip() or type(error).__name__
     return RuntimeError, f"numba-cuda finds no CUDA device to run on ({first.splitlines()[0]})"

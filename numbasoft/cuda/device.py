@@ -39,15 +39,16 @@ a row, which is read once and written once, 16 bytes at a time::
         on = row < scores.shape[0]
         row = min(row, scores.shape[0] - 1)
         keys, at = scores.shape[1], device.address_of_row(scores, row)
-        v = load(at, thread, 32, keys) * scale
+        v = load(at, at, thread, 32, keys) * scale
         allowed = places(at, thread, 32) <= row % queries
         y = softmax(device.select(allowed, v, -np.inf), 32, cells)
-        store(device.address_of_row(weights, row), thread, 32, keys, on, y)
+        store(device.address_of_row(weights, row), at, thread, 32, keys, on, y)
 
     attention_weights[-(-rows // 4), 128](scores, np.float32(d**-0.5), queries, weights)
 
-Elements are placed by their address, so rows that are read and written must lie alike: at
-the same distance from a multiple of 16 bytes. The contract is the library's: 2 ULP, and
+The second argument of ``load`` and ``store`` is the anchor: the address of the row by which
+elements are given to threads, the same for all rows of a kernel that belong together. Rows
+that lie as their anchor does, behind a multiple of 16 bytes, are moved 16 bytes at a time. The contract is the library's: 2 ULP, and
 bits that depend on the row alone.
 
 Source of push and merge: M. Milakov, N. Gimelshein, "Online normalizer calculation for
@@ -102,7 +103,7 @@ def computing(storage):
 
 @lru_cache
 def loader(storage, vectors, fill=-INFINITY):
-    """Make ``load(address, thread, team, n)``: a thread's elements of a row of n, as one vector.
+    """Make ``load(address, anchor, thread, team, n)``: a thread's elements of a row of n, as one vector.
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ def loader(storage, vectors, fill=-INFINITY):
 
 @lru_cache
 def storer(storage, vectors):
-    """Make ``store(address, thread, team, n, on, vector)``: what `loader`'s function loaded, back.
+    """Make ``store(address, anchor, thread, team, n, on, vector)``: what `loader`'s function loaded, back.
 
     Nothing is stored where ``on`` is false; 16-bit floats are rounded once, to nearest even.
     """
@@ -134,7 +135,7 @@ def storer(storage, vectors):
 
 @lru_cache
 def placer(storage, vectors):
-    """Make ``places(address, thread, team)``: the index in the row of every element of a thread, as numbers."""
+    """Make ``places(anchor, thread, team)``: the index in the row of every element of a thread, as numbers."""
     return backend.placer(storage, computing(storage), vectors)
 
 

@@ -490,11 +490,6 @@ def offset_in_vector(builder, address, storage):
     return builder.udiv(low, i32(ITEMSIZE[storage]))
 
 
-def vector_address(builder, address, index):
-    down = builder.and_(address, ir.Constant(I64, -VECTOR_BYTES))
-    return builder.add(down, builder.mul(builder.sext(index, I64), ir.Constant(I64, VECTOR_BYTES)))
-
-
 def element_address(builder, address, index, storage):
     return builder.add(address, builder.mul(builder.sext(index, I64), ir.Constant(I64, ITEMSIZE[storage])))
 
@@ -579,14 +574,16 @@ def to_word(builder, value, storage):
 
 
 def pieces(builder, args, storage, vectors, aligned):
-    """For each vector of a thread: its index, its first element's, and whether all and some are the row's.
+    """For each vector of a thread: its first element, and whether all and some of it are the row's.
 
-    args are the row's address, the thread's place in its team, the team's size and the row's length.
-    Vectors lie at multiples of 16 bytes; the first and the last of a row may reach beyond it.
+    args are the row's address, the anchor, the thread's place in its team, the team's size and
+    the row's length. Vectors lie at multiples of 16 bytes if the row begins where the anchor
+    does, so many bytes behind such a multiple; the first and the last may reach beyond the row.
+    Where the row begins elsewhere no vector is whole: its elements are taken one by one.
     """
-    address, thread, team, n = args
+    address, anchor, thread, team, n = args
     lanes = VECTOR_BYTES // ITEMSIZE[storage]
-    offset = i32(0) if aligned else offset_in_vector(builder, address, storage)
+    offset = i32(0) if aligned else offset_in_vector(builder, anchor, storage)
     index = thread
     for _ in range(vectors):
         start = builder.sub(builder.mul(index, i32(lanes)), offset)
@@ -597,7 +594,9 @@ def pieces(builder, args, storage, vectors, aligned):
             some = builder.and_(some, builder.icmp_signed(">", end, i32(0)))
             inside = builder.icmp_signed("<=", end, n)
             every = builder.and_(inside, builder.icmp_signed(">=", start, i32(0)))
-        yield index, start, every, some
+            apart = builder.and_(builder.xor(address, anchor), ir.Constant(I64, VECTOR_BYTES - 1))
+            every = builder.and_(every, builder.icmp_unsigned("==", apart, ir.Constant(I64, 0)))
+        yield start, every, some
         index = builder.add(index, team)
 
 
@@ -655,23 +654,26 @@ def loader(storage, compute, vectors, aligned, fill):
     lanes = VECTOR_BYTES // ITEMSIZE[storage]
 
     @intrinsic
-    def load(typingctx, address, thread, team, n):
-        """A thread's elements of a row of n at an address, as one vector."""
+    def load(typingctx, address, anchor, thread, team, n):
+        """A thread's elements of a row of n at an address, as one vector.
+
+        ``anchor`` is the address of the row by which elements are given to threads.
+        """
 
         def lower(context, builder, sig, args):
-            args = [args[0], *(as_i32(builder, a) for a in args[1:])]
+            args = [*args[:2], *(as_i32(builder, a) for a in args[2:])]
             empty = ir.Constant(WORD[storage], FILL[fill][storage])
             numbers = []
-            for index, start, every, some in pieces(builder, args, storage, vectors, aligned):
-                at = vector_address(builder, args[0], index)
+            for start, every, some in pieces(builder, args, storage, vectors, aligned):
+                at = element_address(builder, args[0], start, storage)
                 words = when(builder, every, partial(load_vector, builder, at, storage), [empty] * lanes)
                 if not aligned:
-                    in_part = partial(load_elements, builder, args[0], start, args[3], storage, empty)
+                    in_part = partial(load_elements, builder, args[0], start, args[4], storage, empty)
                     words = when(builder, builder.and_(some, builder.not_(every)), in_part, words)
                 numbers += [from_word(builder, w, storage, compute) for w in words]
             return assembled(builder, numbers)
 
-        return Vector(element_of(compute), lanes * vectors)(address, thread, team, n), lower
+        return Vector(element_of(compute), lanes * vectors)(address, anchor, thread, team, n), lower
 
     return load
 
@@ -681,22 +683,23 @@ def storer(storage, compute, vectors, aligned):
     lanes = VECTOR_BYTES // ITEMSIZE[storage]
 
     @intrinsic
-    def store(typingctx, address, thread, team, n, on, value):
+    def store(typingctx, address, anchor, thread, team, n, on, value):
         """Store a thread's elements of a row of n at an address."""
 
         def lower(context, builder, sig, args):
-            on = context.cast(builder, args[4], sig.args[4], types.boolean)
+            on = context.cast(builder, args[5], sig.args[5], types.boolean)
             on = builder.icmp_unsigned("!=", on, ir.Constant(on.type, 0))
-            where = [args[0], *(as_i32(builder, a) for a in args[1:4])]
+            where = [*args[:2], *(as_i32(builder, a) for a in args[2:5])]
             done = 0
-            for index, start, every, some in pieces(builder, where, storage, vectors, aligned):
-                numbers = [lane(builder, args[5], i) for i in range(done, done + lanes)]
+            for start, every, some in pieces(builder, where, storage, vectors, aligned):
+                numbers = [lane(builder, args[6], i) for i in range(done, done + lanes)]
                 with builder.if_then(builder.and_(on, every)):
-                    store_vector(builder, vector_address(builder, args[0], index), numbers, storage)
+                    at = element_address(builder, args[0], start, storage)
+                    store_vector(builder, at, numbers, storage)
                 if not aligned:
                     with builder.if_then(builder.and_(on, builder.and_(some, builder.not_(every)))):
                         for v, (j, is_inside) in zip(
-                            numbers, elements_inside(builder, start, where[3], lanes), strict=True
+                            numbers, elements_inside(builder, start, where[4], lanes), strict=True
                         ):
                             with builder.if_then(is_inside):
                                 at = element_address(builder, args[0], j, storage)
@@ -705,7 +708,7 @@ def storer(storage, compute, vectors, aligned):
                 done += lanes
             return context.get_dummy_value()
 
-        return types.none(address, thread, team, n, on, value), lower
+        return types.none(address, anchor, thread, team, n, on, value), lower
 
     return store
 
@@ -734,8 +737,8 @@ def placer(storage, compute, vectors):
 
         def lower(context, builder, sig, args):
             kind = DOUBLE if compute == "f8" else FLOAT
-            where = [args[0], *(as_i32(builder, a) for a in args[1:]), i32(2**31 - 1)]
-            starts = [start for _, start, _, _ in pieces(builder, where, storage, vectors, False)]
+            where = [args[0], args[0], *(as_i32(builder, a) for a in args[1:]), i32(2**31 - 1)]
+            starts = [start for start, _, _ in pieces(builder, where, storage, vectors, False)]
             lanes = range(VECTOR_BYTES // ITEMSIZE[storage])
             return assembled(
                 builder, [builder.sitofp(builder.add(s, i32(i)), kind) for s in starts for i in lanes]
@@ -892,7 +895,7 @@ def keeper(storage, vectors):
 
         def lower(context, builder, sig, args):
             address, mask, step = args[:3]
-            where = [address, *(as_i32(builder, a) for a in args[3:])]
+            where = [address, address, *(as_i32(builder, a) for a in args[3:])]
             zero, result = ir.Constant(I8, 0), []
             for _, start, _, _ in pieces(builder, where, storage, vectors, False):
                 for j, is_inside in elements_inside(builder, start, where[3], lanes):

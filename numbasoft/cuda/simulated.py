@@ -192,8 +192,8 @@ def pieces(address, thread, team, n, storage, vectors, aligned):
 
 
 def loader(storage, compute, vectors, aligned, fill):
-    def load(address, thread, team, n):
-        j, inside = pieces(address, thread, team, n, storage, vectors, aligned)
+    def load(address, anchor, thread, team, n):
+        j, inside = pieces(anchor, thread, team, n, storage, vectors, aligned)
         result = np.full(j.size, fill, compute_dtype(compute))
         row = memory(address, DTYPES[storage], n)
         result[inside] = row[j[inside]].astype(result.dtype)
@@ -203,8 +203,8 @@ def loader(storage, compute, vectors, aligned, fill):
 
 
 def storer(storage, compute, vectors, aligned):
-    def store(address, thread, team, n, on, value):
-        j, inside = pieces(address, thread, team, n, storage, vectors, aligned)
+    def store(address, anchor, thread, team, n, on, value):
+        j, inside = pieces(anchor, thread, team, n, storage, vectors, aligned)
         if on:
             write_rounded(memory(address, DTYPES[storage], n), j[inside], value[inside])
 

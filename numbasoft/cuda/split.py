@@ -132,7 +132,7 @@ def maxima(storage, masked):
         begin = segment * length
         inside = min(length, n - begin)
         at = x + row * x_pitch + begin * itemsize
-        v = load(at, cuda.threadIdx.x, cuda.blockDim.x, inside)
+        v = load(at, at, cuda.threadIdx.x, cuda.blockDim.x, inside)
         kept = row - row
         if masked:
             mask_at = mask + row * mask_pitch + begin * mask_step
@@ -179,7 +179,7 @@ def sums(storage, masked, others):
         inside = min(length, n - begin)
         at = x + row * x_pitch + begin * itemsize
         high, low = vector_of(high), vector_of(low)
-        v = load(at, cuda.threadIdx.x, cuda.blockDim.x, inside)
+        v = load(at, at, cuda.threadIdx.x, cuda.blockDim.x, inside)
         if masked:
             mask_at = mask + row * mask_pitch + begin * mask_step
             keep = kept_of(at, mask_at, mask_step, cuda.threadIdx.x, cuda.blockDim.x, inside)
@@ -230,8 +230,9 @@ def terms(storage, product, last):
         row, segment = row_of(segments)
         begin = segment * length
         inside = min(length, n - begin)
-        v = load_y(y + row * y_pitch + begin * itemsize, cuda.threadIdx.x, cuda.blockDim.x, inside)
-        d = load_g(g + row * g_pitch + begin * itemsize, cuda.threadIdx.x, cuda.blockDim.x, inside)
+        at = y + row * y_pitch + begin * itemsize
+        v = load_y(at, at, cuda.threadIdx.x, cuda.blockDim.x, inside)
+        d = load_g(g + row * g_pitch + begin * itemsize, at, cuda.threadIdx.x, cuda.blockDim.x, inside)
         d = select(v == nothing, 0.0, d)
         zero = vector_of(zero)
         unit = row * segments + segment

@@ -195,14 +195,15 @@ def test_device_functions_compile(kind, tmp_path):
     def every_function(x, y):
         cells = cuda.shared.array(CELLS, cuda.types.int64)
         row, thread, n = device.first_row(64), device.place(64), x.shape[1]
-        v = load(device.address_of_row(x, row), thread, 64, n)
+        at = device.address_of_row(x, row)
+        v = load(at, at, thread, 64, n)
         y_row = log_softmax_of(v, 64, cells)
         cuda.syncthreads()
         lse = logsumexp_of(v, 64, cells)
         one = device.largest_lane(v)
         m, s, lost = push(one, one, one, v)
         result = y_row + lse + exp_below(v, m) + log1p(s) + lost
-        store(device.address_of_row(y, row), thread, 64, n, True, result)
+        store(device.address_of_row(y, row), at, thread, 64, n, True, result)
 
     number = cuda.types.float32 if kind == "f4" else cuda.types.float64
     ptx, _ = cuda.compile(every_function, (number[:, ::1],) * 2, cc=(9, 0), device=False, abi="numba")

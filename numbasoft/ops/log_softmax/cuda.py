@@ -118,7 +118,7 @@ def forward(storage, vectors, aligned, masked):
         row = min(row, rows - 1)
         at = x + row * x_pitch
         high, low = vector_of(high), vector_of(low)
-        v = load(at, thread, team, n)
+        v = load(at, at, thread, team, n)
         is_empty = False
         if masked:
             keep = kept_of(at, mask + row * mask_pitch, mask_step, thread, team, n)
@@ -144,7 +144,7 @@ def forward(storage, vectors, aligned, masked):
         # loop 5: every element less the maximum and the log
         inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
         result = logarithm(v, m, inverse, inverse_rest, log, is_empty)
-        store(y + row * y_pitch, thread, team, n, on, result)
+        store(y + row * y_pitch, at, thread, team, n, on, result)
 
     return log_softmax_forward, signature(
         address, whole, address, whole, whole, whole, size, size, kind, kind, kind, kind, address, whole
@@ -284,7 +284,7 @@ def subtract(storage, masked):
         thread, team = cuda.threadIdx.x, cuda.blockDim.x
         at = x + row * x_pitch + begin * itemsize
         high, low = vector_of(high), vector_of(low)
-        v = load(at, thread, team, inside)
+        v = load(at, at, thread, team, inside)
         is_empty = False
         if masked:
             mask_at = mask + row * mask_pitch + begin * mask_step
@@ -297,7 +297,7 @@ def subtract(storage, masked):
         log = log_of_row(m, second, maxima, total, high, low)
         inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
         result = logarithm(v, m, inverse, inverse_rest, log, is_empty)
-        store(y + row * y_pitch + begin * itemsize, thread, team, inside, True, result)
+        store(y + row * y_pitch + begin * itemsize, at, thread, team, inside, True, result)
 
     return log_softmax_subtract, signature(
         address, whole, address, whole, whole, size, size, kind, kind, kind, kind, address, address, whole
@@ -362,8 +362,9 @@ def backward(storage, vectors, aligned):
         row, thread = first_row(team), place(team)
         on = row < rows
         row = min(row, rows - 1)
-        v = load_y(log_y + row * log_y_pitch, thread, team, n)
-        d = load_g(g + row * g_pitch, thread, team, n)
+        at = log_y + row * log_y_pitch
+        v = load_y(at, at, thread, team, n)
+        d = load_g(g + row * g_pitch, at, thread, team, n)
         d = select(v == -INFINITY, 0.0, d)
 
         # the largest gradients, for the scale of the sum
@@ -381,7 +382,7 @@ def backward(storage, vectors, aligned):
         of_row = sum_of_row(up, down, lift, parts_of(total, rest))
         high, low, inverse = vector_of(high), vector_of(low), vector_of(inverse)
         result = gradient(d, v, of_row, lift, inverse, high, low)
-        store(dx + row * dx_pitch, thread, team, n, on, result)
+        store(dx + row * dx_pitch, at, thread, team, n, on, result)
 
     return log_softmax_backward, signature(
         address, whole, address, whole, whole, size, size, kind, kind, kind, address, whole
@@ -500,15 +501,16 @@ def backward_segments(storage):
         begin = segment * length
         inside = min(length, n - begin)
         thread, team = cuda.threadIdx.x, cuda.blockDim.x
-        v = load_y(log_y + row * log_y_pitch + begin * itemsize, thread, team, inside)
-        d = load_g(g + row * g_pitch + begin * itemsize, thread, team, inside)
+        at = log_y + row * log_y_pitch + begin * itemsize
+        v = load_y(at, at, thread, team, inside)
+        d = load_g(g + row * g_pitch + begin * itemsize, at, thread, team, inside)
         high, low, inverse = vector_of(high), vector_of(low), vector_of(inverse)
         up = maximum_of(inverse, work, row, segments, MAXIMUM, cells, 0)
         down = maximum_of(inverse, work, row, segments, SECOND, cells, 1)
         lift = lift_for(maximum(up, down))
         of_row = sum_of_row(up, down, lift, sum_over(work, row, segments, cells, 2))
         result = gradient(d, v, of_row, lift, inverse, high, low)
-        store(dx + row * dx_pitch + begin * itemsize, thread, team, inside, True, result)
+        store(dx + row * dx_pitch + begin * itemsize, at, thread, team, inside, True, result)
 
     return log_softmax_backward_segments, signature(
         address, whole, address, whole, size, size, kind, kind, kind, address, address, whole

@@ -97,7 +97,7 @@ def forward(storage, vectors, aligned, masked):
         row = min(row, rows - 1)
         at = x + row * x_pitch
         high, low = vector_of(high), vector_of(low)
-        v = load(at, thread, team, n)
+        v = load(at, at, thread, team, n)
         if masked:
             v = select(kept_of(at, mask + row * mask_pitch, mask_step, thread, team, n), v, -INFINITY)
 
@@ -302,7 +302,8 @@ def backward(storage, vectors, aligned, reduced):
         on = row < rows
         row = min(row, rows - 1)
         inside = min(length, n - begin)
-        v = load(x + row * x_pitch + begin * itemsize, thread, team, inside)
+        at = x + row * x_pitch + begin * itemsize
+        v = load(at, at, thread, team, inside)
         high, low = vector_of(high), vector_of(low)
         temperature, inverse, inverse_rest = (
             vector_of(temperature), vector_of(inverse), vector_of(inverse_rest)
@@ -310,7 +311,7 @@ def backward(storage, vectors, aligned, reduced):
         of_row = read(g + row * g_pitch)
         shift = shift_of_lse(read(lse + row * lse_pitch), temperature, inverse, inverse_rest, high)
         result = gradient(v, of_row, factors_of(of_row, inverse), shift, high, low)
-        store(dx + row * dx_pitch + begin * itemsize, thread, team, inside, on, result)
+        store(dx + row * dx_pitch + begin * itemsize, at, thread, team, inside, on, result)
 
     return logsumexp_backward, signature(
         address, whole, address, whole, address, whole, whole, size, size, size, size,

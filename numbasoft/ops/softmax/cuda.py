@@ -93,7 +93,7 @@ def forward(storage, vectors, aligned, masked):
         row = min(row, rows - 1)
         at = x + row * x_pitch
         high, low = vector_of(high), vector_of(low)
-        v = load(at, thread, team, n)
+        v = load(at, at, thread, team, n)
         is_empty = False
         if masked:
             keep = kept_of(at, mask + row * mask_pitch, mask_step, thread, team, n)
@@ -111,7 +111,15 @@ def forward(storage, vectors, aligned, masked):
         total, rest = team_sum(total, team, cells, 1), team_sum(rest, team, cells, 2)
 
         # loop 4: every element divided by the sum
-        store(y + row * y_pitch, thread, team, n, on, quotient(e, factor(m, parts_of(total, rest)), is_empty))
+        store(
+            y + row * y_pitch,
+            at,
+            thread,
+            team,
+            n,
+            on,
+            quotient(e, factor(m, parts_of(total, rest)), is_empty),
+        )
 
     return softmax_forward, signature(
         address, whole, address, whole, whole, whole, size, size, kind, kind, address, whole
@@ -233,7 +241,7 @@ def divide(storage, masked):
         thread, team = cuda.threadIdx.x, cuda.blockDim.x
         at = x + row * x_pitch + begin * itemsize
         high, low = vector_of(high), vector_of(low)
-        v = load(at, thread, team, inside)
+        v = load(at, at, thread, team, inside)
         is_empty = False
         if masked:
             mask_at = mask + row * mask_pitch + begin * mask_step
@@ -243,7 +251,7 @@ def divide(storage, masked):
         r = factor(m, sum_over(work, row, segments, cells, 2))
         e = exponential(v, shift_of(m, high, low), high, low)
         y_at = y + row * y_pitch + begin * itemsize
-        store(y_at, thread, team, inside, True, quotient(e, r, is_empty))
+        store(y_at, at, thread, team, inside, True, quotient(e, r, is_empty))
 
     return softmax_divide, signature(
         address, whole, address, whole, whole, size, size, kind, kind, address, address, whole
@@ -303,8 +311,9 @@ def backward(storage, vectors, aligned):
         row, thread = first_row(team), place(team)
         on = row < rows
         row = min(row, rows - 1)
-        v = load(y + row * y_pitch, thread, team, n)
-        d = load(g + row * g_pitch, thread, team, n)
+        at = y + row * y_pitch
+        v = load(at, at, thread, team, n)
+        d = load(g + row * g_pitch, at, thread, team, n)
         d = select(v == 0.0, 0.0, d)
 
         # the largest terms, for the scale of the sum
@@ -323,7 +332,7 @@ def backward(storage, vectors, aligned):
         # every g less that, times y
         of_row = mean(up, down, lift, parts_of(total, rest))
         dx_at = dx + row * dx_pitch
-        store(dx_at, thread, team, n, on, gradient(d, v, of_row, lift, vector_of(inverse)))
+        store(dx_at, at, thread, team, n, on, gradient(d, v, of_row, lift, vector_of(inverse)))
 
     return softmax_backward, signature(
         address, whole, address, whole, whole, size, size, kind, address, whole
@@ -434,15 +443,16 @@ def backward_segments(storage):
         begin = segment * length
         inside = min(length, n - begin)
         thread, team = cuda.threadIdx.x, cuda.blockDim.x
-        v = load(y + row * y_pitch + begin * itemsize, thread, team, inside)
-        d = load(g + row * g_pitch + begin * itemsize, thread, team, inside)
+        at = y + row * y_pitch + begin * itemsize
+        v = load(at, at, thread, team, inside)
+        d = load(g + row * g_pitch + begin * itemsize, at, thread, team, inside)
         inverse = vector_of(inverse)
         up = maximum_of(inverse, work, row, segments, MAXIMUM, cells, 0)
         down = maximum_of(inverse, work, row, segments, SECOND, cells, 1)
         lift = lift_for(maximum(up, down))
         of_row = mean(up, down, lift, sum_over(work, row, segments, cells, 2))
         dx_at = dx + row * dx_pitch + begin * itemsize
-        store(dx_at, thread, team, inside, True, gradient(d, v, of_row, lift, inverse))
+        store(dx_at, at, thread, team, inside, True, gradient(d, v, of_row, lift, inverse))
 
     return softmax_backward_segments, signature(
         address, whole, address, whole, size, size, kind, address, address, whole
