@@ -59,6 +59,43 @@ def are_plain(a, b, axis, temperature, out):
     )
 
 
+def on_device(stream, **given):
+    """Whether the arrays of a call are on a CUDA device: all of them or none."""
+    homes = {name: lives_on_device(value) for name, value in given.items() if value is not None}
+    if not any(homes.values()):
+        if stream is not None:
+            raise TypeError(f"stream is {stream!r}, but {next(iter(homes))} is not on a CUDA device")
+        return False
+    if not all(homes.values()):
+        there, here = (next(name for name, is_there in homes.items() if is_there is b) for b in (True, False))
+        raise TypeError(f"{there} is on a CUDA device and {here} is not, but all arrays must be in one place")
+    return True
+
+
+CUDA_DEVICES = 2, 13  # as DLPack numbers them: device memory and managed memory
+
+
+def lives_on_device(value):
+    """Whether an argument is an array on a CUDA device; nothing of it is copied to find out."""
+    if isinstance(value, (ndarray, np.generic, float, int, list, tuple)):
+        return False
+    if getattr(value, "__cuda_ndarray__", False):  # Numba's, and its simulator's
+        return True
+    if hasattr(value, "__dlpack_device__"):  # a tensor that requires grad has no interface to look at
+        return value.__dlpack_device__()[0] in CUDA_DEVICES
+    return hasattr(value, "__cuda_array_interface__")
+
+
+def device_calls():
+    """``numbasoft.cuda.calls``, where there is a device to call."""
+    from . import cuda
+
+    cuda.require()
+    from .cuda import calls
+
+    return calls
+
+
 def kernel_view(array):
     """An array as kernels take it: 16-bit floats as integers (see numbasoft.vector)."""
     if array.dtype.itemsize == 2 and array.dtype.kind != "u" and array.dtype.kind != "i":

@@ -14,10 +14,14 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+try:
+    import ml_dtypes
+except ModuleNotFoundError:  # on a machine with a GPU: bfloat16 is PyTorch's there
+    BFLOAT16 = np.dtype("V2")
+else:
+    BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": BFLOAT16,

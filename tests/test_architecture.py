@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,9 +47,9 @@ def imports(module, tree=None):
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def own_imports(module):
+def own_imports(module, tree=None):
     """The modules of the package that a module imports."""
-    for name in imports(module):
+    for name in imports(module, tree):
         if name.partition(".")[0] == "numbasoft":
             while name not in PATHS:
                 name = name.rpartition(".")[0]
@@ -70,12 +71,14 @@ def floor(module):
         return 7
     if within(module, "numbasoft.scipy", "numbasoft.calibration"):
         return 6
-    if module in ("numbasoft", "numbasoft.literal"):
+    if module in ("numbasoft", "numbasoft.literal", "numbasoft.cuda.literal"):
         return 5
     if room(module):
         return 4 if module.endswith(".api") or module.count(".") == 2 else 3
     if module in ("numbasoft.arrays", "numbasoft.checks", "numbasoft.elementwise"):
         return 2
+    if within(module, "numbasoft.cuda"):
+        return 2  # with the checks and layouts of device arrays; arrays.py leads there when one comes
     if within(module, "numbasoft.vector"):
         return 0
     return 0 if module == "numbasoft.jit" else 1
@@ -111,7 +114,10 @@ def test_every_room_has_the_same_files(name):
     assert {"__init__.py", "api.py", "cpu.py"} <= {p.name for p in (PACKAGE / "ops" / name).iterdir()}
 
 
-@pytest.mark.parametrize("module", [m for m in PATHS if room(m) and m.endswith(".cpu")])
+KERNELS = [m for m in PATHS if room(m) and m.endswith((".cpu", ".cuda"))]
+
+
+@pytest.mark.parametrize("module", KERNELS)
 def test_kernels_never_validate(module):
     assert not [m for m in own_imports(module) if m == "numbasoft.checks"]
     assert not [n for n in ast.walk(TREES[module]) if isinstance(n, (ast.Raise, ast.Assert))]
@@ -146,7 +152,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("module", [m for m in PATHS if m != "numbasoft.jit"])
+@pytest.mark.parametrize("module", [m for m in PATHS if m not in ("numbasoft.jit", "numbasoft.cuda.jit")])
 def test_only_jit_names_compiler_options(module):
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.ImportFrom) and within(node.module or "", "numba"):
@@ -164,20 +170,54 @@ def test_only_jit_names_compiler_options(module):
         assert not named, f"{module}, line {node.lineno}, names {named}: only jit.py does that"
 
 
-@pytest.mark.parametrize("module", PATHS)
-def test_cuda_is_not_imported(module):
-    # the report alone may ask whether there is a device, and only when it runs
-    tree = TREES[module]
-    if within(module, "numbasoft.report", "numbasoft.__main__"):
-        kept = [n for n in tree.body if not isinstance(n, (ast.FunctionDef, ast.ClassDef))]
-        tree = ast.Module(kept, [])
-    assert not [name for name in imports(module, tree) if within(name, "numba.cuda", "cupy")]
+def at_import(module):
+    """What a module runs when it is imported: its text without the bodies of functions and classes."""
+    kept = [n for n in TREES[module].body if not isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    return ast.Module(kept, [])
+
+
+def is_for_cuda(module):
+    return within(module, "numbasoft.cuda") or module.rpartition(".")[2].startswith("cuda")
+
+
+@pytest.mark.parametrize("module", [m for m in PATHS if not is_for_cuda(m) or m == "numbasoft.cuda"])
+def test_cuda_is_imported_where_it_is_used(module):
+    # the package numbasoft.cuda, and cuda*.py in a room; elsewhere only when a device array has come
+    named = [*imports(module, at_import(module))]
+    assert not [name for name in named if within(name, "numba.cuda", "cupy", "torch")]
+    other = [m for m in own_imports(module, at_import(module)) if is_for_cuda(m) and m != "numbasoft.cuda"]
+    assert not other, f"{module} imports {other} when it is imported"
+
+
+@pytest.mark.parametrize("module", [m for m in PATHS if is_for_cuda(m)])
+def test_device_code_is_written_in_intrinsics_only(module):
+    # a second back end is a second such module; all others are written in terms of its names
+    if module != "numbasoft.cuda.intrinsics":
+        text = PATHS[module].read_text(encoding="utf-8")
+        assert not re.search(r"\.global|shfl\.|\.rn\.|llvmlite|builder\.|@intrinsic", text)
+
+
+def test_the_simulator_has_the_names_of_the_intrinsics():
+    def public(name):
+        return {n.name: n for n in TREES[name].body if isinstance(n, ast.FunctionDef)}
+
+    real, simulated = public("numbasoft.cuda.intrinsics"), public("numbasoft.cuda.simulated")
+    used = {
+        alias.name
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("backend")
+        for alias in node.names
+    } - {"backend", "*"}
+    assert used and used <= set(real) & set(simulated)
 
 
 @pytest.mark.parametrize("module", [m for m in PATHS if not within(m, "numbasoft.vector")])
 def test_llvm_code_is_written_in_vector_only(module):
     # jit.py and the report may ask llvmlite for its version and the machine's name
     names = [name for name in imports(module) if within(name, "llvmlite")]
+    if module == "numbasoft.cuda.intrinsics":
+        return
     if module == "numbasoft.jit" or within(module, "numbasoft.report"):
         names = [name for name in names if within(name, "llvmlite.ir")]
     assert not names
@@ -223,6 +263,7 @@ def test_importing_the_package_imports_little():
         "numbasoft.report",
         "numbasoft.scipy",
         "numbasoft.calibration",
+        "numbasoft.cuda",
     )
     assert not [m for m in loaded if within(m, *unwanted)]
 
@@ -230,12 +271,12 @@ def test_importing_the_package_imports_little():
 # --- signatures --------------------------------------------------------------------------------------------
 
 PUBLIC = {
-    "softmax": "(x, axis=-1, *, temperature=1.0, where=None, out=None)",
-    "log_softmax": "(x, axis=-1, *, temperature=1.0, where=None, out=None)",
-    "logsumexp": "(x, axis=-1, *, temperature=1.0, where=None, keepdims=False, out=None)",
-    "softmax_backward": "(grad, y, axis=-1, *, temperature=1.0, out=None)",
-    "log_softmax_backward": "(grad, log_y, axis=-1, *, temperature=1.0, out=None)",
-    "logsumexp_backward": "(grad, x, lse, axis=-1, *, temperature=1.0, out=None)",
+    "softmax": "(x, axis=-1, *, temperature=1.0, where=None, out=None, stream=None)",
+    "log_softmax": "(x, axis=-1, *, temperature=1.0, where=None, out=None, stream=None)",
+    "logsumexp": "(x, axis=-1, *, temperature=1.0, where=None, keepdims=False, out=None, stream=None)",
+    "softmax_backward": "(grad, y, axis=-1, *, temperature=1.0, out=None, stream=None)",
+    "log_softmax_backward": "(grad, log_y, axis=-1, *, temperature=1.0, out=None, stream=None)",
+    "logsumexp_backward": "(grad, x, lse, axis=-1, *, temperature=1.0, out=None, stream=None)",
     "cross_entropy": "(logits, target, *, axis=-1, weight=None, ignore_index=-100, label_smoothing=0.0, "
     "z_loss=0.0, temperature=1.0, reduction='mean')",
     "cross_entropy_value_and_grad": "(logits, target, *, axis=-1, weight=None, ignore_index=-100, "

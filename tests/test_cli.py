@@ -1,5 +1,6 @@
 """``python -m numbasoft``: the report, and the commands for files."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 import numbasoft
 from numbasoft.__main__ import main
-from numbasoft.report import accuracy, environment, files, oracle, rivals, run, show, terminal, workloads
+from numbasoft.report import accuracy, files, oracle, rivals, run, show, terminal, workloads
 
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join(
@@ -300,7 +301,7 @@ def test_workload_table():
 def test_importing_numbasoft_imports_no_report_and_no_cuda():
     ran = python("-c", "import sys, numbasoft; print([m for m in sys.modules if 'numbasoft.report' in m])")
     assert ran.stdout == "[]\n"
-    if environment.importlib.util.find_spec("numba_cuda") is None:
+    if importlib.util.find_spec("numba_cuda") is None:
         ran = python(
             "-c",
             "import sys; from numbasoft.report import environment as e; e.cuda(); print('numba.cuda' in sys.modules)",

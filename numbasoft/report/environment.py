@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import subprocess
 import sys
@@ -58,20 +57,17 @@ def describe(threads: int) -> dict:
 
 
 def cuda() -> dict:
-    """The CUDA device Numba sees, or the reason why there is none. numba.cuda is imported only where it can work."""
-    used = "numbasoft has no CUDA kernels yet, so everything runs on the CPU"
-    if importlib.util.find_spec("numba_cuda") is None:
-        return {"device": None, "reason": f"numba-cuda is not installed; {used}"}
-    try:
-        import numba.cuda
+    """The CUDA device that arrays may live on, or the reason why there is none."""
+    from ..cuda import reason
 
-        name = numba.cuda.get_current_device().name
-        return {"device": name.decode() if isinstance(name, bytes) else name, "reason": used}
-    except (
-        Exception
-    ) as error:  # a driver that is missing, too old or without a device: each has its own class
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return {"device": None, "reason": f"numba-cuda finds no device ({first}); {used}"}
+    missing = reason()
+    if missing:
+        return {"device": None, "reason": missing[1]}
+    from numba import cuda
+
+    name = cuda.get_current_device().name
+    name = name.decode() if isinstance(name, bytes) else name
+    return {"device": name, "reason": "device arrays run here, all else on the CPU; python -m benchmarks.gpu"}
 
 
 def _cpu_name() -> str:

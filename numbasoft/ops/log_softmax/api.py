@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -18,6 +20,7 @@ def log_softmax(
     temperature: float = 1.0,
     where: ArrayLike | None = None,
     out: Array | None = None,
+    stream: Any = None,
 ) -> Array:
     r"""The logarithm of softmax along one or more axes, without ever forming a probability.
 
@@ -25,7 +28,7 @@ def log_softmax(
 
     Parameters
     ----------
-    x : array_like
+    x : array_like, or an array on a CUDA device
         Logits of dtype float16, bfloat16, float32 or float64, which the result keeps;
         bool and integers are computed in float64. Any layout.
     axis : int, tuple of int or None, default -1
@@ -37,6 +40,9 @@ def log_softmax(
         whatever they hold.
     out : numpy.ndarray, optional
         Where to put the result, of its shape and dtype; may be ``x`` itself.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -71,6 +77,11 @@ def log_softmax(
         wide = is_wide(x.dtype)
         forward(x, None, y, (*elementary.scale(1.0, wide), *elementary.inverse(1.0, wide)))
         return y
+    if arrays.on_device(stream, x=x, where=where, out=out):
+        calls = arrays.device_calls()
+        from .cuda import FORWARD
+
+        return calls.forward(FORWARD, x, axis, temperature, where, out, stream)
     x = checks.array(x, "x")
     dtype = checks.result_dtype(x.dtype, "x")
     axes = checks.axes(axis, x.ndim)
@@ -113,6 +124,7 @@ def log_softmax_backward(
     *,
     temperature: float = 1.0,
     out: Array | None = None,
+    stream: Any = None,
 ) -> Array:
     r"""The gradient of a loss with respect to the logits, from that with respect to log_softmax's result.
 
@@ -131,6 +143,9 @@ def log_softmax_backward(
     out : numpy.ndarray, optional
         Where to put the result, of the shape and dtype of ``log_y``; may be ``grad`` or
         ``log_y`` itself.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -157,6 +172,11 @@ def log_softmax_backward(
         dx = np.empty_like(log_y) if out is None else out
         backward(grad, log_y, dx, *elementary.scale(1.0, is_wide(log_y.dtype)), 1.0)
         return dx
+    if arrays.on_device(stream, grad=grad, log_y=log_y, out=out):
+        calls = arrays.device_calls()
+        from .cuda import BACKWARD
+
+        return calls.backward(BACKWARD, grad, log_y, "log_y", axis, temperature, out, stream)
     grad, log_y = checks.array(grad, "grad"), checks.array(log_y, "log_y")
     dtype = checks.result_dtype(log_y.dtype, "log_y")
     checks.same_shape(grad, "grad", log_y, "log_y")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,6 +22,7 @@ def logsumexp(
     where: ArrayLike | None = None,
     keepdims: bool = False,
     out: Array | None = None,
+    stream: Any = None,
 ) -> Array:
     r"""The logarithm of the sum of exponentials over one or more axes.
 
@@ -28,7 +30,7 @@ def logsumexp(
 
     Parameters
     ----------
-    x : array_like
+    x : array_like, or an array on a CUDA device
         Logits of dtype float16, bfloat16, float32 or float64, which the result keeps;
         bool and integers are computed in float64. Any layout.
     axis : int, tuple of int or None, default -1
@@ -41,6 +43,9 @@ def logsumexp(
         Whether the result keeps the reduced axes, with length 1.
     out : numpy.ndarray, optional
         Where to put the result, of its shape and dtype.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -67,6 +72,11 @@ def logsumexp(
     >>> numbasoft.logsumexp(np.array([[1.0, 2.0, 3.0], [1000.0, 1000.0, 1000.0]]))
     array([   3.40760596, 1001.09861229])
     """
+    if arrays.on_device(stream, x=x, where=where, out=out):
+        calls = arrays.device_calls()
+        from .cuda import FORWARD
+
+        return calls.forward(FORWARD, x, axis, temperature, where, out, stream, keepdims)
     x = checks.array(x, "x")
     dtype = checks.result_dtype(x.dtype, "x")
     axes = checks.axes(axis, x.ndim)
@@ -121,6 +131,7 @@ def logsumexp_backward(
     *,
     temperature: float = 1.0,
     out: Array | None = None,
+    stream: Any = None,
 ) -> Array:
     r"""The gradient of a loss with respect to x, from that with respect to logsumexp's result.
 
@@ -140,6 +151,9 @@ def logsumexp_backward(
         As given to ``logsumexp``.
     out : numpy.ndarray, optional
         Where to put the result, of the shape of ``x``; may be ``x`` itself.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -160,6 +174,11 @@ def logsumexp_backward(
     >>> numbasoft.logsumexp_backward(1.0, x, numbasoft.logsumexp(x))
     array([0.09003057, 0.24472847, 0.66524096])
     """
+    if arrays.on_device(stream, grad=grad, x=x, lse=lse, out=out):
+        calls = arrays.device_calls()
+        from .cuda import BACKWARD
+
+        return calls.logsumexp_backward(BACKWARD, grad, x, lse, axis, temperature, out, stream)
     grad, x, lse = checks.array(grad, "grad"), checks.array(x, "x"), checks.array(lse, "lse")
     dtype = checks.result_dtype(x.dtype, "x")
     axes = checks.axes(axis, x.ndim)

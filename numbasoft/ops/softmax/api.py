@@ -45,6 +45,7 @@ def softmax(
     temperature: float = 1.0,
     where: ArrayLike | None = None,
     out: Array | None = None,
+    stream: Any = None,
 ) -> Array:
     r"""Softmax along one or more axes.
 
@@ -52,7 +53,7 @@ def softmax(
 
     Parameters
     ----------
-    x : array_like
+    x : array_like, or an array on a CUDA device
         Logits of dtype float16, bfloat16, float32 or float64, which the result keeps;
         bool and integers are computed in float64. Any layout.
     axis : int, tuple of int or None, default -1
@@ -64,6 +65,9 @@ def softmax(
         -inf and get the probability 0, whatever they hold.
     out : numpy.ndarray, optional
         Where to put the result, of its shape and dtype; may be ``x`` itself.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -110,6 +114,11 @@ def softmax(
         else:
             forward(x, None, y, high, low)
         return y
+    if arrays.on_device(stream, x=x, where=where, out=out):
+        calls = arrays.device_calls()
+        from .cuda import FORWARD
+
+        return calls.forward(FORWARD, x, axis, temperature, where, out, stream)
     x = checks.array(x, "x")
     dtype = checks.result_dtype(x.dtype, "x")
     axes = checks.axes(axis, x.ndim)
@@ -160,6 +169,7 @@ def softmax_backward(
     *,
     temperature: float = 1.0,
     out: Array | None = None,
+    stream: Any = None,
 ) -> Array:
     r"""The gradient of a loss with respect to the logits, from that with respect to softmax's result.
 
@@ -177,6 +187,9 @@ def softmax_backward(
         As given to ``softmax``.
     out : numpy.ndarray, optional
         Where to put the result, of the shape and dtype of ``y``; may be ``grad`` or ``y`` itself.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -205,6 +218,11 @@ def softmax_backward(
         dx = np.empty_like(y) if out is None else out
         backward(grad, y, dx, 1.0)
         return dx
+    if arrays.on_device(stream, grad=grad, y=y, out=out):
+        calls = arrays.device_calls()
+        from .cuda import BACKWARD
+
+        return calls.backward(BACKWARD, grad, y, "y", axis, temperature, out, stream)
     grad, y = checks.array(grad, "grad"), checks.array(y, "y")
     dtype = checks.result_dtype(y.dtype, "y")
     checks.same_shape(grad, "grad", y, "y")

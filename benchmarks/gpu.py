@@ -1,0 +1,246 @@
+"""python -m benchmarks.gpu: numbasoft on a GPU, beside a copy of the same bytes and other libraries.
+
+Every result is checked before it is timed. A time is the median of single calls between two
+CUDA events, each after a write that empties the second cache; the queue is filled ahead, so
+that host time does not count. GB/s counts each input read once and each output written once;
+the copy moves as many bytes in all. Host time per call is a line of its own.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from functools import partial
+from importlib.util import find_spec
+
+from numbasoft import cuda as numbasoft_cuda
+
+SECONDS = 420  # no new workload is begun after this; all is over within eight minutes
+REPEATS = 30
+FLUSH = 256 << 20  # bytes; more than any second cache
+MOST_BYTES = 1 << 29  # of an array
+
+WIDTHS = [64, 256, 1000, 1003, 1024, 4096, 16_384, 50_257, 65_536, 262_144]
+SHAPES = [(min(32_768, MOST_BYTES // 4 // n), n) for n in WIDTHS] + [(8, 262_144), (256, 1000)]
+FUNCTIONS = {
+    "softmax": 2, "log_softmax": 2, "softmax_backward": 3, "log_softmax_backward": 3, "logsumexp": 1,
+}  # fmt: skip
+DTYPES = ["bfloat16", "float32", "float16", "float64"]
+
+
+def libraries():
+    """Functions of every library by name: they take the arguments of numbasoft's, as PyTorch tensors."""
+    import torch
+
+    import numbasoft
+
+    result = {"numbasoft": {name: getattr(numbasoft, name) for name in FUNCTIONS}}
+    result["PyTorch"] = {
+        "softmax": lambda x: torch.softmax(x, -1),
+        "log_softmax": lambda x: torch.log_softmax(x, -1),
+        "logsumexp": lambda x: torch.logsumexp(x, -1),
+        "softmax_backward": lambda g, y: torch.ops.aten._softmax_backward_data(g, y, -1, y.dtype),
+        "log_softmax_backward": lambda g, y: torch.ops.aten._log_softmax_backward_data(g, y, -1, y.dtype),
+    }
+    if find_spec("cupy") and find_spec("scipy"):
+        import cupy
+        from cupyx.scipy import special
+
+        def on_cupy(function):
+            return lambda x: function(cupy.from_dlpack(x), axis=-1)
+
+        result["CuPy"] = {n: on_cupy(getattr(special, n)) for n in ("softmax", "log_softmax", "logsumexp")}
+    if find_spec("triton"):
+        result["Triton"] = {"softmax": triton_softmax()}
+    return result
+
+
+def triton_softmax():
+    """The softmax of Triton's tutorial: a row to a program, padded to a power of two."""
+    import torch
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def kernel(x, y, n, block: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        columns = tl.arange(0, block)
+        v = tl.load(x + row * n + columns, mask=columns < n, other=-float("inf")).to(tl.float32)
+        e = tl.exp(v - tl.max(v, axis=0))
+        tl.store(y + row * n + columns, e / tl.sum(e, axis=0), mask=columns < n)
+
+    def softmax(x):
+        rows, n = x.shape
+        if n > 65_536 or x.dtype == torch.float64:
+            return None
+        y = torch.empty_like(x)
+        block = triton.next_power_of_2(n)
+        kernel[(rows,)](x, y, n, block, num_warps=min(16, max(1, block // 256)))
+        return y
+
+    return softmax
+
+
+def arguments(name, rows, n, dtype, generator):
+    import torch
+
+    x = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
+    if not name.endswith("_backward"):
+        return (x,)
+    y = torch.softmax(x, -1) if name.startswith("softmax") else torch.log_softmax(x, -1)
+    return torch.randn((rows, n), device="cuda", generator=generator).to(dtype), y
+
+
+def expected(name, given):
+    """The first rows in float64, by PyTorch."""
+    import torch
+
+    rows = [a[:4].double() for a in given]
+    if name == "softmax_backward":
+        g, y = rows
+        return y * (g - (g * y).sum(-1, keepdim=True))
+    if name == "log_softmax_backward":
+        g, y = rows
+        return g - y.exp() * g.sum(-1, keepdim=True)
+    return getattr(torch, name)(rows[0], -1)
+
+
+def is_right(name, given, got):
+    import torch
+
+    got = torch.as_tensor(got) if isinstance(got, torch.Tensor) else torch.from_dlpack(got)
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+    want = expected(name, given)
+    allowed = tolerance[given[0].dtype] * want.abs().clamp_min(want.abs().amax(-1, keepdim=True) * 1e-3)
+    return bool(((got[:4].double() - want).abs() <= allowed + 1e-30).all())
+
+
+def timed(call, flush):
+    """Median milliseconds of one call, without what is left in the second cache."""
+    import torch
+
+    for _ in range(3):
+        call()
+    pairs = []
+    for _ in range(REPEATS):
+        flush.zero_()
+        pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        pair[0].record()
+        call()
+        pair[1].record()
+        pairs.append(pair)
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in pairs)
+
+
+def measure(name, dtype, rows, n, rivals, flush, generator):
+    import torch
+
+    given = arguments(name, rows, n, getattr(torch, dtype), generator)
+    moved = FUNCTIONS[name] * given[0].numel() * given[0].element_size()
+    half = torch.randint(0, 255, (moved // 2,), dtype=torch.uint8, device="cuda", generator=generator)
+    target = torch.empty_like(half)
+    row = {"function": name, "dtype": dtype, "shape": [rows, n], "bytes": moved, "GB/s": {}}
+    row["GB/s"]["copy"] = moved / timed(partial(target.copy_, half), flush) / 1e6
+    del half, target
+    for library, functions in rivals.items():
+        if name not in functions:
+            continue
+        try:
+            got = functions[name](*given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            row.setdefault("failed", {})[library] = str(error).splitlines()[0]
+            continue
+        if got is None:
+            continue
+        if not is_right(name, given, got):
+            row.setdefault("failed", {})[library] = "wrong result"
+            continue
+        del got
+        row["GB/s"][library] = moved / timed(partial(functions[name], *given), flush) / 1e6
+    return row
+
+
+def host_cost(generator):
+    """Microseconds of host time for a call on preallocated arrays, the launch included."""
+    import torch
+
+    import numbasoft
+
+    x = torch.randn((8, 1000), device="cuda", generator=generator)
+    y = torch.empty_like(x)
+    result = {}
+    for library, call in (
+        ("numbasoft", lambda: numbasoft.softmax(x, out=y)),
+        ("PyTorch", lambda: torch.softmax(x, -1, out=y)),
+    ):
+        for _ in range(100):
+            call()
+        torch.cuda.synchronize()
+        best = float("inf")
+        for _ in range(10):
+            start = time.perf_counter()
+            for _ in range(100):
+                call()
+            best = min(best, (time.perf_counter() - start) / 100)
+            torch.cuda.synchronize()
+        result[library] = best * 1e6
+    return result
+
+
+def line(row, names):
+    rates = row["GB/s"]
+    ours, copy = rates.get("numbasoft"), rates["copy"]
+    share = f"{ours / copy:6.1%}" if ours else "     -"
+    figures = " ".join(f"{rates[n]:10.0f}" if n in rates else f"{'-':>10}" for n in names)
+    rows, n = row["shape"]
+    text = f"{row['function']:21} {row['dtype']:8} {rows:6} x {n:<7} {figures} {share}"
+    return text + "".join(f"  {k}: {v}" for k, v in row.get("failed", {}).items())
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", metavar="FILE", help="also write the figures here")
+    options = parser.parse_args()
+    missing = numbasoft_cuda.reason()
+    if missing:
+        sys.exit(f"benchmarks.gpu: {missing[1]}")
+    if find_spec("torch") is None:
+        sys.exit("benchmarks.gpu: PyTorch is not installed, which makes the inputs and is compared with")
+    import torch
+
+    begin = time.monotonic()
+    generator = torch.Generator(device="cuda").manual_seed(1)
+    rivals = libraries()
+    flush = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
+    names = ["copy", *rivals]
+    result = {"device": torch.cuda.get_device_name(), "rows": [], "skipped": 0}
+    result["host microseconds"] = host_cost(generator)
+    print(f"{result['device']}, GB/s; the last column is numbasoft's share of the copy")
+    print(
+        "host time of a call, us: "
+        + ", ".join(f"{k} {v:.1f}" for k, v in result["host microseconds"].items())
+    )
+    print(f"{'function':21} {'dtype':8} {'rows':>6}   {'width':7} " + " ".join(f"{n:>10}" for n in names))
+    cases = [(name, dtype, shape) for dtype in DTYPES for name in FUNCTIONS for shape in SHAPES]
+    for name, dtype, (rows, n) in cases:
+        if time.monotonic() - begin > SECONDS:
+            result["skipped"] += 1
+            continue
+        row = measure(name, dtype, rows, n, rivals, flush, generator)
+        result["rows"].append(row)
+        print(line(row, names), flush=True)
+    if result["skipped"]:
+        print(f"{result['skipped']} workloads were left out: {SECONDS} seconds are over")
+    text = json.dumps(result)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            file.write(text)
+    print(text)
+    wrong = [r for r in result["rows"] if "numbasoft" in r.get("failed", {})]
+    sys.exit(f"{len(wrong)} results of numbasoft were wrong or failed" if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""softmax, log_softmax and logsumexp on CUDA devices.
+
+The functions of ``numbasoft`` take device arrays: Numba's, CuPy's, PyTorch's, and with
+``out=`` any that speak DLPack or ``__cuda_array_interface__``. Here stand
+
+- ``numbasoft.cuda.literal``: the loop nests as kernels, one launch for every step;
+- ``numbasoft.cuda.device``: functions to call from kernels of your own.
+
+``import numbasoft`` imports none of this.
+"""
+
+import importlib
+import importlib.util
+from functools import lru_cache
+from types import ModuleType
+
+INSTALL = "pip install 'numbasoft[cuda]'"
+
+__all__ = ["device", "literal", "require"]
+
+
+def require() -> None:
+    """Raise an error of one sentence where no kernel can run on a CUDA device.
+
+    Raises
+    ------
+    ImportError
+        numba-cuda is not installed. The CUDA target inside Numba itself is deprecated and not used.
+    RuntimeError
+        There is no CUDA driver, or no device.
+    """
+    missing = reason()
+    if missing:
+        kind, sentence = missing
+        raise kind(sentence)
+
+
+@lru_cache(maxsize=1)
+def reason() -> tuple[type[Exception], str] | None:
+    """Why no kernel can run on a CUDA device: an exception's type and its text, or None where one can."""
+    if importlib.util.find_spec("numba_cuda") is None:
+        return ImportError, (
+            "arrays on a CUDA device need numba-cuda, which is not installed (the CUDA target "
+            f"inside Numba is deprecated and not used): {INSTALL}"
+        )
+    try:
+        from numba import cuda
+
+        if cuda.is_available():
+            return None
+        first = str(cuda.cuda_error() or "").strip() or "there is no driver, or no device"
+    except Exception as error:  # a driver that is missing or too old: each has a class of its own
+        first = str(error).strip() or type(error).__name__
+    return RuntimeError, f"numba-cuda finds no CUDA device to run on ({first.splitlines()[0]})"
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in ("device", "literal"):
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,465 @@
+"""Calls on device arrays: checks, layouts, results, and which kernels are launched.
+
+What a call launches depends on dtypes, shapes, strides and options, not on addresses: it
+is worked out once and kept, so that a repeated call costs little more than the launches.
+Nothing here waits for the device or copies to the host.
+"""
+
+import math
+import threading
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import checks, elementary
+from . import arrays, copies, geometry, layout, split
+from .arrays import describe
+from .jit import SIMULATED, cuda, kernel
+
+# log2(e) / T and 1 / T are float32 numbers for these temperatures.
+SMALLEST, LARGEST = 1e-30, 1e30
+MOST_BLOCKS = 2**31 - 1
+
+
+class Step(NamedTuple):
+    """A kernel with its launch configuration and its arguments; those that are ``Slot`` are filled in."""
+
+    launch: Any
+    arguments: tuple
+    slots: tuple  # (place among the arguments, index of the array whose address goes there)
+
+
+class Slot(NamedTuple):
+    index: int
+
+
+class Prepared(NamedTuple):
+    steps: tuple
+    cells: int  # int64 of working memory
+
+
+@cache
+def compiled(factory, options, threads, ordinal):
+    """A kernel, compiled for a device."""
+    return kernel(*factory(*options), threads)
+
+
+def step(factory, options, blocks, threads, most_threads, ordinal, handle, *arguments):
+    if blocks > MOST_BLOCKS:
+        raise ValueError(
+            f"x has so many rows that {blocks} thread blocks were needed; a GPU has {MOST_BLOCKS}"
+        )
+    launch = compiled(factory, options, most_threads, ordinal)
+    stream = arrays.numba_stream(handle, ordinal)
+    configured = launch[blocks, threads, stream]
+    slots = tuple((i, a.index) for i, a in enumerate(arguments) if isinstance(a, Slot))
+    return Step(configured, arguments, slots)
+
+
+def run(prepared, addresses, work):
+    """Launch all steps; ``addresses`` are those of the arrays, ``work()`` gives that of working memory."""
+    if prepared.cells:
+        addresses = (*addresses, work(prepared.cells))
+    for launch, arguments, slots in prepared.steps:
+        filled = list(arguments)
+        for place, index in slots:
+            filled[place] = addresses[index]
+        launch(*filled)
+
+
+# What is launched.
+
+
+@lru_cache(maxsize=4096)
+def forward_steps(operation, storage, temperature, masked, where_from, aligned, ordinal, handle):
+    """``where_from`` is a layout of x, of the mask if there is one, and of the result."""
+    numbers = elementary.scale(temperature, storage == "f8")
+    if operation.others:
+        numbers += elementary.inverse(temperature, storage == "f8")
+    x, mask, y, work = Slot(0), Slot(1) if masked else 0, Slot(1 + masked), Slot(2 + masked)
+
+    def one(factory, options, blocks, threads, most, *arguments):
+        return step(factory, options, blocks, threads, most, ordinal, handle, *arguments)
+
+    if isinstance(where_from, layout.Columns):
+        outer, n, inner, strides = where_from
+        of_mask = strides[1] if masked else (0, 0, 0)
+        of_y = (strides[-1][0], strides[-1][2]) if operation.reduced else strides[-1]
+        blocks, threads = geometry.column_blocks(outer, inner), geometry.column_threads(n)
+        arguments = x, *strides[0], mask, *of_mask, n, inner, *numbers, y, *of_y
+        most = geometry.MOST_COLUMN_THREADS
+        return Prepared((one(operation.columns, (storage, masked), blocks, threads, most, *arguments),), 0)
+
+    rows, n, pitches, steps = where_from
+    of_mask = (mask, pitches[1], steps[1]) if masked else (0, 0, 0)
+    source, result = (x, pitches[0], *of_mask), (y, pitches[-1])
+    how = geometry.rows_launch(n, storage, aligned)
+    if how:
+        options = (storage, how.vectors, aligned, masked)
+        arguments = *source, rows, n, how.team, *numbers, *result
+        blocks, most = how.blocks(rows), geometry.MOST_THREADS
+        return Prepared((one(operation.rows, options, blocks, how.threads, most, *arguments),), 0)
+
+    segments, threads = geometry.segments_of(n, storage), geometry.SEGMENT_THREADS
+    blocks = rows * segments
+    first = one(split.maxima, (storage, masked), blocks, threads, threads, *source, n, segments, work)
+    options = (storage, masked, operation.others)
+    arguments = *source, n, segments, *numbers[:2], work
+    second = one(split.sums, options, blocks, threads, threads, *arguments)
+    if operation.reduced:
+        arguments = segments, *numbers, work, *result
+        third = one(operation.last, (storage,), rows, threads, threads, *arguments)
+    else:
+        arguments = *source, n, segments, *numbers, work, *result
+        third = one(operation.last, (storage, masked), blocks, threads, threads, *arguments)
+    return Prepared((first, second, third), blocks * split.FIELDS)
+
+
+@lru_cache(maxsize=4096)
+def backward_steps(operation, storage, temperature, where_from, aligned, ordinal, handle):
+    """``where_from`` is a layout of g, of y and of the result."""
+    g, y, dx, work = map(Slot, range(4))
+    numbers = (1 / temperature,)
+    if not operation.product:
+        numbers = (*elementary.scale(1.0, storage == "f8"), 1 / temperature)
+
+    def one(factory, options, blocks, threads, most, *arguments):
+        return step(factory, options, blocks, threads, most, ordinal, handle, *arguments)
+
+    if isinstance(where_from, layout.Columns):
+        outer, n, inner, (of_g, of_y, of_dx) = where_from
+        blocks, threads = geometry.column_blocks(outer, inner), geometry.column_threads(n)
+        arguments = g, *of_g, y, *of_y, n, inner, *numbers, dx, *of_dx
+        most = geometry.MOST_COLUMN_THREADS
+        return Prepared((one(operation.columns, (storage,), blocks, threads, most, *arguments),), 0)
+
+    rows, n, pitches, _ = where_from
+    source, result = (g, pitches[0], y, pitches[1]), (dx, pitches[2])
+    how = geometry.rows_launch(n, storage, aligned, in_pairs=True)
+    if how:
+        arguments = *source, rows, n, how.team, *numbers, *result
+        blocks, most = how.blocks(rows), geometry.MOST_THREADS
+        options = (storage, how.vectors, aligned)
+        return Prepared((one(operation.rows, options, blocks, how.threads, most, *arguments),), 0)
+
+    segments, threads = geometry.segments_of(n, storage), geometry.SEGMENT_THREADS
+    blocks = rows * segments
+    steps = [
+        one(split.terms, (storage, operation.product, last), blocks, threads, threads,
+            *source, n, segments, 0.0, work)
+        for last in (False, True)
+    ]  # fmt: skip
+    arguments = *source, n, segments, *numbers, work, *result
+    steps.append(one(operation.last, (storage,), blocks, threads, threads, *arguments))
+    return Prepared(tuple(steps), blocks * split.FIELDS)
+
+
+@lru_cache(maxsize=4096)
+def logsumexp_backward_steps(operation, storage, reduced, temperature, where_from, aligned, ordinal, handle):
+    """``where_from`` is a layout of g, of x, of lse and of the result."""
+    g, x, lse, dx = map(Slot, range(4))
+    precise = storage == "f8"
+    numbers = (
+        *elementary.scale(temperature, precise),
+        temperature,
+        *elementary.inverse(temperature, precise),
+    )
+    if isinstance(where_from, layout.Columns):
+        outer, n, inner, (of_g, of_x, of_lse, of_dx) = where_from
+        arguments = g, of_g[0], of_g[2], x, *of_x, lse, of_lse[0], of_lse[2], n, inner, *numbers, dx, *of_dx
+        blocks, threads = geometry.column_blocks(outer, inner), geometry.column_threads(n)
+        factory, options, most = operation[1], (storage, reduced), geometry.MOST_COLUMN_THREADS
+    else:
+        rows, n, (of_g, of_x, of_lse, of_dx), _ = where_from
+        how, length = geometry.segments_launch(n, storage, aligned)
+        segments = -(-n // length)
+        arguments = (g, of_g, x, of_x, lse, of_lse, rows, n, how.team, segments, length, *numbers, dx, of_dx)
+        blocks, threads = how.blocks(rows * segments), how.threads
+        aligned = aligned and segments == 1
+        factory, options, most = (
+            operation[0],
+            (storage, how.vectors, aligned, reduced),
+            geometry.MOST_THREADS,
+        )
+    return Prepared((step(factory, options, blocks, threads, most, ordinal, handle, *arguments),), 0)
+
+
+# Working memory.
+
+
+class Scratch(threading.local):
+    def __init__(self):
+        self.arrays = {}
+
+
+scratch = Scratch()
+
+
+def working_memory(like, handle, keep):
+    """A function that gives the address of so many int64 of the device that ``like`` is on.
+
+    CuPy and PyTorch keep memory for reuse in the order of a stream, and apart while a graph
+    is captured. Numba would wait for the device to free it: here it stays with the stream.
+    """
+
+    def of_library(cells):
+        keep.append(like.home.empty((cells,), "i8", like, handle))
+        return describe(keep[-1], "work").address
+
+    def of_stream(cells):
+        key = like.ordinal, handle
+        array = scratch.arrays.get(key)
+        if array is None or array.size < cells:
+            array = scratch.arrays[key] = cuda.device_array(cells, np.int64)
+        return describe(array, "work").address
+
+    return of_library if like.home in (arrays.CUPY, arrays.TORCH) else of_stream
+
+
+# The calls.
+
+
+class Call:
+    """What all calls on device arrays share: where they run, and how arrays reach the kernels."""
+
+    def __init__(self, first, stream, **given):
+        self.first = first
+        self.given = [first] + [a for a in given.values() if a is not None]
+        for other in self.given[1:]:
+            if other.ordinal != first.ordinal:
+                raise ValueError(
+                    f"{other.name} is on device {other.ordinal} and {first.name} on device {first.ordinal}, "
+                    "but all arrays must be on one device"
+                )
+        self.ordinal = first.ordinal
+        self.keep = []
+        if stream is None:
+            self.handle = first.home.current_stream(self.ordinal)
+        else:
+            self.handle = arrays.handle_of(stream)
+
+    def __enter__(self):
+        self.device = None
+        if not SIMULATED and arrays.device_count() > 1:
+            self.device = cuda.gpus[self.ordinal]
+            self.device.__enter__()
+        arrays.numba_stream(self.handle, self.ordinal)
+        for array in self.given:
+            arrays.wait_for(array, self.handle, self.ordinal)
+        return self
+
+    def __exit__(self, *error):
+        if self.device is not None:
+            self.device.__exit__(*error)
+
+    def result(self, shape, storage):
+        value = self.first.home.empty(shape, storage, self.first, self.handle)
+        return describe(value, "out")
+
+    def temporary(self, shape, storage):
+        """An array for this call alone, that is not given back before its kernels are launched."""
+        home = arrays.NUMBA if self.first.home is arrays.OTHER else self.first.home
+        self.keep.append(home.empty(shape, storage, self.first, self.handle))
+        return describe(self.keep[-1], "a temporary array")
+
+    def launch(self, prepared, addresses):
+        run(prepared, addresses, working_memory(self.first, self.handle, self.keep))
+
+    def copied(self, source, view, target, target_view):
+        """Copy elements; views are shadows of one shape."""
+        axes = [(n, (a, b)) for n, a, b in zip(view.shape, view.strides, target_view.strides, strict=True)]
+        axes = layout.merged(axes)
+        if len(axes) > layout.MOST_AXES:
+            raise ValueError(
+                f"{source.name} has strides {view.strides}: no more than {layout.MOST_AXES} axes may have gaps"
+            )
+        lengths, (from_, to) = layout.five(axes, 2)
+        blocks = -(-view.size // copies.THREADS)
+        arguments = Slot(0), *from_, *lengths[1:], view.size, Slot(1), *to
+        one = step(copies.copy, (source.storage, target.storage), blocks, copies.THREADS, copies.THREADS,
+                   self.ordinal, self.handle, *arguments)  # fmt: skip
+        run(Prepared((one,), 0), (view.ctypes.data, target_view.ctypes.data), None)
+
+    def over(self, axes, operands, steps):
+        """Launch ``steps(where_from, aligned)`` on operands of one shape, copied where they must be.
+
+        The last of them is the result.
+        """
+        shape = operands[-1].view.shape
+        where_from = None
+        if all(o.array.storage == o.storage for o in operands):
+            itemsizes = [geometry.ITEMSIZE[o.storage] if o.role is FULL else 0 for o in operands]
+            where_from = layout.plan(shape, axes, [o.view.strides for o in operands], itemsizes)
+        if where_from:
+            addresses = tuple(o.view.ctypes.data for o in operands)
+            full = [i for i, o in enumerate(operands) if o.role is FULL]
+            aligned = isinstance(where_from, layout.Rows) and layout.are_aligned(
+                [addresses[i] for i in full],
+                [where_from.pitches[i] for i in full] if where_from.rows > 1 else [],
+                where_from.n,
+                geometry.ITEMSIZE[operands[full[0]].storage],
+            )
+            self.launch(steps(where_from, aligned), addresses)
+            return
+        n = math.prod(shape[a] for a in axes)
+        rows = math.prod(shape) // n
+        copies_ = [self.as_rows(o, axes, rows, n, is_input=o is not operands[-1]) for o in operands]
+        self.over((1,), [c for c, _, _ in copies_], steps)
+        result, of_copy, of_result = copies_[-1]
+        self.copied(result.array, of_copy, operands[-1].array, of_result)
+
+    def as_rows(self, operand, axes, rows, n, is_input):
+        """An operand as contiguous rows: the copy, and the elements of both that belong together."""
+        array, view, storage, role = operand
+        moved = with_last(view, axes)
+        if role is PER_ROW:
+            moved = moved[(..., *[slice(1)] * len(axes))]
+        copy = self.temporary((rows, 1 if role is PER_ROW else n), storage)
+        of_copy = copy.shadow.reshape(moved.shape)
+        if is_input:
+            self.copied(array, moved, copy, of_copy)
+        return Operand(copy, np.broadcast_to(copy.shadow, (rows, n)), storage, role), of_copy, moved
+
+
+# What an operand has for every row: n elements, bytes of a mask, or one element.
+FULL, MASK, PER_ROW = "full", "mask", "per row"
+
+
+class Operand(NamedTuple):
+    """A ``Device`` array, its view over the shape of a call, and what kernels take of it."""
+
+    array: Any
+    view: np.ndarray
+    storage: str
+    role: str
+
+
+def with_last(view, axes):
+    """A view with the reduced axes last."""
+    return view.transpose([i for i in range(view.ndim) if i not in axes] + list(axes))
+
+
+def computing_storage(storage, temperature):
+    """What kernels are given: the arrays' storage type, or float64 where float32 has no log2(e) / T."""
+    return storage if SMALLEST <= temperature <= LARGEST else "f8"
+
+
+def check_out(out, shape, storage, inputs):
+    """As ``checks.out``, for device arrays."""
+    if out.storage != storage:
+        raise TypeError(
+            f"out has dtype {arrays.NAME[out.storage]}, but must have dtype {arrays.NAME[storage]}"
+        )
+    checks.out(out.shadow, shape, out.shadow.dtype, [(a.name, a.shadow) for a in inputs])
+
+
+def optional(value, name):
+    return None if value is None else describe(value, name)
+
+
+def forward(operation, x, axis, temperature, where, out, stream, keepdims=False):
+    """softmax, log_softmax or logsumexp of a device array."""
+    x, where, out = describe(x, "x"), optional(where, "where"), optional(out, "out")
+    shape = x.shadow.shape
+    axes = checks.axes(axis, len(shape))
+    t = checks.temperature(temperature)
+    mask = None if where is None else checks.mask(where.shadow, shape)
+    if not isinstance(keepdims, (bool, np.bool_)):
+        raise TypeError(f"keepdims is {keepdims!r}, but must be True or False")
+    kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
+    result_shape = shape
+    if operation.reduced:
+        result_shape = kept if keepdims else tuple(n for i, n in enumerate(shape) if i not in axes)
+    if out is not None:
+        inputs = [x] if where is None else [x, where]
+        check_out(out, result_shape, x.result_storage, inputs)
+        if operation.reduced and any(np.may_share_memory(out.shadow, a.shadow) for a in inputs):
+            raise ValueError("out shares memory with an input, but must not")
+    with Call(x, stream, where=where, out=out) as call:
+        y = call.result(result_shape, x.result_storage) if out is None else out
+        if y.shadow.size == 0:
+            return y.value
+        storage = computing_storage(x.result_storage, t)
+        over = y.shadow.reshape(kept) if operation.reduced else y.shadow
+        if x.shadow.size:
+            operands = [Operand(x, x.shadow, storage, FULL)]
+            over = np.broadcast_to(over, shape)
+        else:  # logsumexp of empty rows: kernels with n = 0, which read nothing of what stands for x
+            operands, mask = [Operand(y, over, storage, FULL)], None
+        if mask is not None:
+            operands.append(Operand(where, mask, "b1", MASK))
+        operands.append(Operand(y, over, storage, PER_ROW if operation.reduced else FULL))
+
+        def steps(where_from, aligned):
+            if not x.shadow.size:
+                where_from = where_from._replace(n=0)
+            masked = mask is not None
+            return forward_steps(
+                operation, storage, t, masked, where_from, aligned and not masked, call.ordinal, call.handle
+            )
+
+        call.over(axes, operands, steps)
+        return y.value
+
+
+def backward(operation, grad, y, y_name, axis, temperature, out, stream):
+    """The gradient of softmax or log_softmax for device arrays."""
+    grad, y, out = describe(grad, "grad"), describe(y, y_name), optional(out, "out")
+    checks.same_shape(grad.shadow, "grad", y.shadow, y_name)
+    if grad.storage != y.storage:
+        raise TypeError(
+            f"grad has dtype {arrays.NAME[grad.storage]}, but must have the dtype "
+            f"{arrays.NAME[y.storage]} of {y_name}"
+        )
+    axes = checks.axes(axis, y.shadow.ndim)
+    t = checks.temperature(temperature)
+    if out is not None:
+        check_out(out, y.shadow.shape, y.result_storage, [grad, y])
+    with Call(y, stream, grad=grad, out=out) as call:
+        dx = call.result(y.shadow.shape, y.result_storage) if out is None else out
+        if y.shadow.size == 0:
+            return dx.value
+        storage = computing_storage(y.result_storage, t)
+
+        def steps(where_from, aligned):
+            return backward_steps(operation, storage, t, where_from, aligned, call.ordinal, call.handle)
+
+        call.over(axes, [Operand(a, a.shadow, storage, FULL) for a in (grad, y, dx)], steps)
+        return dx.value
+
+
+def logsumexp_backward(operation, grad, x, lse, axis, temperature, out, stream):
+    """The gradient of logsumexp for device arrays."""
+    grad, x, lse, out = describe(grad, "grad"), describe(x, "x"), describe(lse, "lse"), optional(out, "out")
+    shape = x.shadow.shape
+    axes = checks.axes(axis, len(shape))
+    t = checks.temperature(temperature)
+    kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
+    for array in grad, lse:
+        checks.reduced_shape(array.shadow, array.name, shape, axes)
+    if out is not None:
+        check_out(out, shape, x.result_storage, [grad, x, lse])
+    with Call(x, stream, grad=grad, lse=lse, out=out) as call:
+        dx = call.result(shape, x.result_storage) if out is None else out
+        if x.shadow.size == 0:
+            return dx.value
+        storage = computing_storage(x.result_storage, t)
+        # g and lse may both be as narrow as x; else they are taken in the computing type
+        narrow = grad.storage == lse.storage == storage
+        reduced = storage if narrow or storage == "f8" else "f4"
+        of_grad, of_lse = (np.broadcast_to(a.shadow.reshape(kept), shape) for a in (grad, lse))
+
+        def steps(where_from, aligned):
+            return logsumexp_backward_steps(
+                operation, storage, reduced, t, where_from, aligned, call.ordinal, call.handle
+            )
+
+        operands = [
+            Operand(grad, of_grad, reduced, PER_ROW),
+            Operand(x, x.shadow, storage, FULL),
+            Operand(lse, of_lse, reduced, PER_ROW),
+            Operand(dx, dx.shadow, storage, FULL),
+        ]
+        call.over(axes, operands, steps)
+        return dx.value

@@ -1,0 +1,271 @@
+"""exp and log for device code, and sums that are exact.
+
+As in ``numbasoft.elementary`` the shift by the maximum m happens inside the reduction:
+x / T * log2(e) and the same of m are reduced separately, each in two parts, so that no
+rounded x - m (worth |x - m| / 2 ULP of the result) ever exists. A common power of two,
+``largest``, is left in all exponentials of a row; it cancels.
+
+A sum is a sum of integers: every term is rounded to a multiple of a 2**44th (float64: a
+2**93rd) of the largest possible one and added in 64 bits. Such a sum is off by less than
+n / 2**45 of the largest term whatever the values, and it has **no order**: its bits depend
+neither on the threads that share a row, nor on its alignment or axis, nor on the GPU. A
+logarithm near 0 needs the sum of the others without the maximum; it is taken relative to
+the largest of the others.
+
+Every function is made for a kind of arithmetic: "f4" and "f8" follow the contract for
+float32 and float64; "h4" is float32 for results that are rounded to 16 bits.
+
+Sources: those of ``numbasoft.elementary``; for sums in fixed point, U. W. Kulisch,
+W. L. Miranker, "Computer Arithmetic in Theory and Practice", 1981.
+"""
+
+from functools import lru_cache
+from types import SimpleNamespace
+
+from .. import elementary
+from . import jit
+from .backend import (
+    absolute,
+    as_integer,
+    exp2_approximate,
+    exponent,
+    fma,
+    integer_as,
+    integer_sum,
+    maximum,
+    number,
+    power_of_two_above,
+    select,
+    times_power,
+)
+
+# Where |m| * log2(e) / T is larger than this the maximum is subtracted first, which is exact for
+# all elements that matter (see numbasoft.elementary.FAR).
+FAR = elementary.FAR
+
+# 2**r - 1 = r * (C1 + r * (C2 + ...)) for |r| <= 0.5006, relative error below 2**-28 (float32).
+C1, C2, C3 = 0.6931471824645996, 0.24022647738456726, 0.05550359562039375
+C4, C5, C6 = 0.009618503972887993, 0.0013391003012657166, 0.0001532745809527114
+D1, D2, D3, D4 = elementary.D1, elementary.D2, elementary.D3, elementary.D4
+D5, D6, D7, D8 = elementary.D5, elementary.D6, elementary.D7, elementary.D8
+D9, D10, D11 = elementary.D9, elementary.D10, elementary.D11
+
+INFINITY, NAN = float("inf"), float("nan")
+
+# Integers of 64 bits hold the sum of a part of a row; the sum of all parts needs more.
+PART_BITS = 24
+PART, PART_MASK = 2.0**PART_BITS, 2**PART_BITS - 1
+
+# By kind: the power of two of the largest exponential, so that one which becomes a subnormal
+# probability is a normal number and what stands for exp(-inf) is 0 in every quotient; what rounds
+# to integers, and what rounds to a fraction that a whole number can stand beside; the exponent's
+# bias; the largest term of a sum of integers; log(2) in two parts, the first with zeros at its
+# end; how many terms of the logarithm's series; and when and how products are scaled.
+KINDS = {
+    "f4": dict(
+        offset=44.0, magic=1.5 * 2.0**23, fraction=1.5 * 2.0**13, bias=127.0, unit=2.0**44,
+        log_2=(0.693145751953125, 1.4286068203094172e-06), terms=5,
+        tiny=2.0**-70, lift=2.0**40, huge=2.0**120,
+    ),
+    "f8": dict(
+        offset=200.0, magic=1.5 * 2.0**52, fraction=1.5 * 2.0**32, bias=1023.0, unit=2.0**46,
+        log_2=(0.6931471803691238, 1.9082149292705877e-10), terms=13,
+        tiny=2.0**-800, lift=2.0**400, huge=2.0**1000,
+    ),
+}  # fmt: skip
+KINDS["h4"] = KINDS["f4"]
+
+
+def arithmetic_of(storage, gradient=False):
+    """The arithmetic for results of a storage type.
+
+    Gradients of 16 bits are held to float32's error beside the one of their rounding.
+    """
+    if storage in ("f4", "f8"):
+        return arithmetic(storage)
+    return arithmetic("f4" if gradient else "h4")
+
+
+@jit.device
+def two_sum(a, b):
+    """a + b as the rounded sum and what the rounding lost (Knuth)."""
+    s = a + b
+    z = s - a
+    return s, (a - (s - z)) + (b - z)
+
+
+@jit.device
+def parts_of(total, rest):
+    """A sum of integers and of what their rounding left, each cut in two."""
+    return total >> PART_BITS, total & PART_MASK, rest >> PART_BITS, rest & PART_MASK
+
+
+@jit.device
+def carried(high, low, rest_high, rest_low):
+    """Sums of the results of ``parts_of`` as it would have given them for the sum of all."""
+    return (
+        high + (low >> PART_BITS),
+        low & PART_MASK,
+        rest_high + (rest_low >> PART_BITS),
+        rest_low & PART_MASK,
+    )
+
+
+@jit.device
+def polynomial_32(r):
+    q = fma(r, C6, C5)
+    q = fma(q, r, C4)
+    q = fma(q, r, C3)
+    q = fma(q, r, C2)
+    return fma(q, r, C1)
+
+
+@jit.device
+def polynomial_64(r):
+    # even and odd powers apart: half as long a chain of operations that wait for each other
+    s = r * r
+    odd, even = fma(s, D11, D9), fma(s, D10, D8)
+    odd, even = fma(odd, s, D7), fma(even, s, D6)
+    odd, even = fma(odd, s, D5), fma(even, s, D4)
+    odd, even = fma(odd, s, D3), fma(even, s, D2)
+    odd = fma(odd, s, D1)
+    return fma(even, r, odd)
+
+
+@lru_cache
+def arithmetic(kind):
+    """The device functions of a kind of arithmetic."""
+    k = SimpleNamespace(**KINDS[kind])
+    offset, fraction_magic, unit, huge = k.offset, k.fraction, k.unit, k.huge
+    magic = k.magic + k.bias + offset
+    largest = 2.0**offset
+    lowest_power = offset + k.bias - 3.0
+    tiny, lift = k.tiny, k.lift
+    log_2, log_2_rest = k.log_2
+    log2_e, log2_e_rest = elementary.scale(1.0, kind == "f8")
+    to_unit, from_unit = unit / largest, 1.0 / unit
+    polynomial = polynomial_64 if kind == "f8" else polynomial_32
+    series = tuple(2.0 / (2 * i + 3) for i in range(k.terms))
+    low_unit = 2.0**-47 if kind == "f8" else 0.0
+
+    @jit.device
+    def split_shift(centre, near, high, low, power):
+        """The shift by ``centre`` and then by ``near``, whose unit in powers of two is high + low."""
+        p = fma(near, high, fraction_magic) - fraction_magic
+        rest = 0.0 - fma(near, low, fma(near, high, 0.0 - p))
+        return centre, 0.0 - p, rest, (p - lowest_power) / power
+
+    @jit.device
+    def shift_of(m, high, low):
+        """What ``exponential`` takes for rows whose maximum is m."""
+        is_far = absolute(m * high) >= FAR
+        return split_shift(select(is_far, m, 0.0), select(is_far, 0.0, m), high, low, high)
+
+    @jit.device
+    def shift_of_lse(lse, temperature, inverse, inverse_rest, high):
+        """As ``shift_of``, for exp(x / T - lse)."""
+        c = select(absolute(lse) >= FAR, lse * temperature, 0.0)
+        near = fma(0.0 - c, inverse_rest, fma(0.0 - c, inverse, lse))
+        # where c overflows it alone decides
+        return split_shift(c, select(absolute(c) == INFINITY, 0.0, near), log2_e, log2_e_rest, high)
+
+    @jit.device
+    def exponential(x, shift, high, low):
+        """exp((x - m) / T) times ``largest``; error below 0.8 ULP.
+
+        NaN stays NaN; from -inf comes a tiny number whose quotient by a sum is 0.
+        """
+        centre, fraction, rest, lowest = shift
+        d = maximum(lowest, x - centre)
+        t = fma(d, high, fraction) + magic
+        r = fma(d, high, (magic - t) + fraction) + fma(d, low, rest)
+        return times_power(fma(polynomial(r), r, 1.0), t)
+
+    @jit.device
+    def plain_shift(m, high, low):
+        return (m,)
+
+    @jit.device
+    def short_exponential(x, shift, high, low):
+        """As ``exponential``, in three instructions, with a relative error of 2**-18."""
+        return exp2_approximate(fma(x - shift[0], high, offset))
+
+    @jit.device
+    def sum_of(e):
+        """The sum of a thread's exponentials, as integers."""
+        return integer_sum(e * to_unit)
+
+    @jit.device
+    def pair_of(like, total):
+        """A sum as ``parts_of`` gives it in two parts, the largest possible term being 1."""
+        high, low, rest_high, rest_low = total
+        first = integer_as(like, high)
+        second = integer_as(like, high - as_integer(first)) * PART + integer_as(like, low)
+        if low_unit != 0.0:
+            rest = integer_as(like, rest_high) * PART + integer_as(like, rest_low)
+            second = fma(rest, low_unit, second)
+        s, lost = two_sum(first * PART, second)
+        return s * from_unit, lost * from_unit
+
+    @jit.device
+    def reciprocal(s, lost):
+        """1 / (s + lost) / ``largest`` in two parts: what an exponential is multiplied by."""
+        r = 1.0 / s
+        rest = fma(0.0 - r, s, 1.0) - r * lost
+        return r * (1.0 / largest), (r * rest) * (1.0 / largest)
+
+    @jit.device
+    def log1p_of(extra, q, lost):
+        """log(1 + extra + q + lost) in two parts, for a whole number and a pair, none below 0."""
+        s, s_lost = two_sum(extra + 1.0, q)
+        power = power_of_two_above(s * (2.0 / 3.0))
+        f, f_lost = two_sum(s / power - 1.0, (s_lost + lost) / power)
+        # 2 artanh(v) with v = f / (2 + f), |f| <= 1/2
+        d, d_lost = two_sum(f, number(f, 2.0))
+        v = f / d
+        v_lost = (fma(0.0 - v, d, f) - v * (d_lost + f_lost) + f_lost) / d
+        z = v * v
+        p = fma(z, series[-1], series[-2])
+        for c in series[-3::-1]:
+            p = fma(p, z, c)
+        tail = fma(p, v * z, v_lost + v_lost)
+        steps = exponent(power)
+        high, high_lost = two_sum(steps * log_2, v + v)
+        return two_sum(high, high_lost + fma(steps, log_2_rest, tail))
+
+    @jit.device
+    def log_of_sum(like, extra, total, e):
+        """log(sum exp((x - m) / T)) in two parts.
+
+        The sum has 1 + extra times the maximum and ``total``, a sum relative to the largest of
+        the others, whose own exponential (relative to m) is e.
+        """
+        s, lost = pair_of(like, total)
+        q = e * s
+        q_lost = fma(e, s, 0.0 - q) + e * lost
+        return log1p_of(integer_as(like, extra), q * (1.0 / largest), q_lost * (1.0 / largest))
+
+    @jit.device
+    def lift_for(a):
+        """What to multiply both factors of products by whose largest is a: none under- or overflows."""
+        return select(a < tiny, lift, select(a > huge, 0.25, number(a, 1.0)))
+
+    @jit.device
+    def top_of(a, scale):
+        """A power of two that no term exceeds; a is the largest term, lifted twice by ``scale``."""
+        return power_of_two_above((a * scale) * scale)
+
+    @jit.device
+    def signed_sum_of(p, lost, top):
+        """The sum of a thread's terms p + lost, none above ``top``, as integers."""
+        scale = unit / top
+        a, b = integer_sum(p * scale), integer_sum(lost * scale)
+        return a[0] + b[0], a[1] + b[1]
+
+    if kind == "h4":
+        shift_of, exponential = plain_shift, short_exponential
+    return SimpleNamespace(
+        compute="f8" if kind == "f8" else "f4", largest=largest, log2_e=(log2_e, log2_e_rest), small=largest * tiny, shift_of=shift_of, shift_of_lse=shift_of_lse, exponential=exponential,
+        sum_of=sum_of, pair_of=pair_of, reciprocal=reciprocal, log1p_of=log1p_of, log_of_sum=log_of_sum,
+        lift_for=lift_for, top_of=top_of, signed_sum_of=signed_sum_of,
+    )  # fmt: skip

@@ -1,0 +1,102 @@
+"""How rows are shared by threads: plain arithmetic on widths, without CUDA.
+
+What is chosen here changes how fast a kernel is and not one bit of what it computes (see
+``numbasoft.cuda.elementary``).
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+ITEMSIZE = {"f2": 2, "b2": 2, "f4": 4, "f8": 8}
+VECTOR_BYTES = 16
+
+# Vectors of 16 bytes that a thread holds of a row: one kernel for each, so that registers fit. Backward
+# passes hold two rows.
+VECTORS = {"f2": (1, 2, 4), "b2": (1, 2, 4), "f4": (1, 4, 8), "f8": (1, 4, 8)}
+PAIR_VECTORS = {"f2": (1, 2, 2), "b2": (1, 2, 2), "f4": (1, 4, 6), "f8": (1, 4, 5)}
+SEGMENT_VECTORS = {"f2": 4, "b2": 4, "f4": 8, "f8": 4}
+
+WARP = 32
+BLOCK = 128  # threads where several rows share a block
+MIDDLE_BLOCK = 256  # up to so many threads a row gets with the middle number of vectors
+MOST_THREADS = 512
+SEGMENT_THREADS = 256
+COLUMNS, MOST_COLUMN_THREADS = 32, 512
+STRIDED_LANES = 4
+
+
+class Rows(NamedTuple):
+    """A launch of a kernel for whole rows."""
+
+    vectors: int  # of 16 bytes in a thread
+    team: int  # threads that share a row
+    threads: int  # of a block
+
+    def blocks(self, rows):
+        per_block = self.threads // self.team
+        return -(-rows // per_block)
+
+
+def lanes(storage):
+    """Elements in 16 bytes."""
+    return VECTOR_BYTES // ITEMSIZE[storage]
+
+
+def vectors_spanned(n, storage, aligned):
+    """At most so many vectors at multiples of 16 bytes have an element of a row of n."""
+    per_vector = lanes(storage)
+    return n // per_vector if aligned else (n + 2 * per_vector - 2) // per_vector
+
+
+@lru_cache(maxsize=1024)
+def rows_launch(n, storage, aligned, in_pairs=False):
+    """How to do rows of n elements, or None where a row does not fit into the registers of a block."""
+    spanned = vectors_spanned(n, storage, aligned)
+    few, middle, many = (PAIR_VECTORS if in_pairs else VECTORS)[storage]
+    if spanned <= WARP * middle:
+        vectors = few if spanned <= WARP else middle
+        team = power_of_two(-(-spanned // vectors))
+        return Rows(vectors, team, BLOCK)
+    for vectors, most in (middle, MIDDLE_BLOCK), (many, MOST_THREADS):
+        team = WARP * -(-spanned // (vectors * WARP))
+        if team <= most:
+            return Rows(vectors, team, team)
+    return None
+
+
+def power_of_two(n):
+    """The smallest power of two not below n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def segments_launch(n, storage, aligned):
+    """How to do rows of n in which no element needs another: a launch, and a segment's length."""
+    vectors = VECTORS[storage][1]
+    length = (SEGMENT_THREADS * vectors - 1) * lanes(storage)
+    if n <= length:
+        spanned = vectors_spanned(n, storage, aligned)
+        vectors = vectors if spanned > WARP else VECTORS[storage][0]
+        team = -(-spanned // vectors)
+        team = power_of_two(team) if team <= WARP else WARP * -(-team // WARP)
+        return Rows(vectors, team, BLOCK if team <= WARP else team), n
+    return Rows(vectors, SEGMENT_THREADS, SEGMENT_THREADS), length
+
+
+def segment_length(storage):
+    """Elements of a segment of a long row: a multiple of 16 bytes that fits whatever its alignment."""
+    return (SEGMENT_THREADS * SEGMENT_VECTORS[storage] - 1) * lanes(storage)
+
+
+def segments_of(n, storage):
+    """How many segments a row of n has."""
+    return -(-n // segment_length(storage))
+
+
+def column_threads(n):
+    """Threads of a block that does 32 columns of n: a power of two of them share a column."""
+    share = power_of_two(-(-n // (2 * STRIDED_LANES)))
+    return COLUMNS * min(share, MOST_COLUMN_THREADS // COLUMNS)
+
+
+def column_blocks(outer, inner):
+    return outer * -(-inner // COLUMNS)

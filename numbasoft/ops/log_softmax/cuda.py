@@ -1,0 +1,521 @@
+"""log_softmax on CUDA, forward and backward: the five loops over a row that a team of threads holds."""
+
+from functools import lru_cache
+
+from numba import cuda
+from numba.cuda import types
+
+from ...cuda import jit
+from ...cuda.backend import (
+    absolute,
+    count,
+    fma,
+    gather_kept,
+    gatherer,
+    keeper,
+    largest_lane,
+    loader,
+    mask_of,
+    maximum,
+    number,
+    scatterer,
+    select,
+    storer,
+    vector_of,
+)
+from ...cuda.elementary import arithmetic_of, parts_of, two_sum
+from ...cuda.geometry import ITEMSIZE, SEGMENT_VECTORS, STRIDED_LANES, segment_length
+from ...cuda.operations import Backward, Forward
+from ...cuda.signatures import address, number_type, signature, size, whole
+from ...cuda.split import (
+    KEPT,
+    MAXIMA,
+    MAXIMUM,
+    SECOND,
+    count_over,
+    maximum_of,
+    row_of,
+    second_of,
+    sum_over,
+)
+from ...cuda.team import (
+    CELLS,
+    COLUMN_CELLS,
+    column_maximum,
+    column_place,
+    column_sum,
+    first_row,
+    place,
+    team_maximum,
+    team_sum,
+)
+
+INFINITY, NAN = float("inf"), float("nan")
+
+
+@lru_cache
+def logarithms(storage):
+    """Loop 5 for a thread's elements, and what it needs once for every row."""
+    a = arithmetic_of(storage)
+    shift_of, exponential, log_of_sum = a.shift_of, a.exponential, a.log_of_sum
+    is_short = storage in ("f2", "b2")
+
+    @jit.device
+    def log_of_row(m, second, maxima, total, high, low):
+        """The log of the sum relative to the maximum, in two parts; NaN where there is no finite answer."""
+        e = exponential(second, shift_of(m, high, low), high, low)
+        log, lost = log_of_sum(m, maxima - 1, total, e)
+        return select(absolute(m) < INFINITY, log, NAN), lost
+
+    @jit.device
+    def logarithm(v, m, inverse, inverse_rest, log, is_empty):
+        """(v - m) / T - log, the difference and log in two parts each, so nothing is lost near 0."""
+        # quarters: v - m may overflow though its quotient by T does not
+        d, lost = two_sum(v * 0.25, m * -0.25)
+        y = fma(d, inverse * 4.0, 0.0 - log[0])
+        rest = fma(d, inverse_rest * 4.0, fma(lost, inverse * 4.0, 0.0 - log[1]))
+        return select(mask_of(is_empty), -INFINITY, select(y == -INFINITY, y, y + rest))
+
+    @jit.device
+    def short_logarithm(v, m, inverse, inverse_rest, log, is_empty):
+        """As ``logarithm``, for results of 16 bits."""
+        y = fma(fma(v, 0.25, m * -0.25), inverse * 4.0, 0.0 - log[0])
+        return select(mask_of(is_empty), -INFINITY, y)
+
+    return log_of_row, short_logarithm if is_short else logarithm
+
+
+@lru_cache
+def forward(storage, vectors, aligned, masked):
+    """Rows that fit into the registers of a team."""
+    a = arithmetic_of(storage)
+    shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
+    log_of_row, logarithm = logarithms(storage)
+    load = loader(storage, a.compute, vectors, aligned, -INFINITY)
+    store = storer(storage, a.compute, vectors, aligned)
+    kept_of = keeper(storage, vectors)
+    kind = number_type(a.compute)
+
+    def log_softmax_forward(
+        x,  # IN   address of the first row
+        x_pitch,  # IN   bytes from row to row
+        mask,  # IN   address of the first row's mask
+        mask_pitch,  # IN   bytes from row to row, and from element to element
+        mask_step,
+        rows,  # IN
+        n,  # IN   elements of a row
+        team,  # IN   threads that share a row
+        high,  # IN   log2(e) / T in two parts
+        low,
+        inverse,  # IN   1 / T in two parts
+        inverse_rest,
+        y,  # OUT  address of the first row
+        y_pitch,  # IN   bytes from row to row
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row, thread = first_row(team), place(team)
+        on = row < rows
+        row = min(row, rows - 1)
+        at = x + row * x_pitch
+        high, low = vector_of(high), vector_of(low)
+        v = load(at, at, thread, team, n)
+        is_empty = False
+        if masked:
+            keep = kept_of(at, mask + row * mask_pitch, mask_step, thread, team, n)
+            v = select(keep, v, -INFINITY)
+            is_empty = team_sum(count(keep), team, cells, 5) == 0
+
+        # loop 1: the maximum of the row, and the largest of the others
+        m = team_maximum(largest_lane(v), team, cells, 0)
+        maxima = team_sum(count(v == m), team, cells, 1)
+        others = select(v < m, v, -INFINITY)
+        second = team_maximum(largest_lane(others), team, cells, 2)
+
+        # loop 2: exp of every other element after the shift
+        e = exponential(others, shift_of(select(second > -INFINITY, second, m), high, low), high, low)
+
+        # loop 3: the sum over the others
+        total, rest = sum_of(e)
+        total, rest = team_sum(total, team, cells, 3), team_sum(rest, team, cells, 4)
+
+        # loop 4: the log of the sum
+        log = log_of_row(m, second, maxima, parts_of(total, rest), high, low)
+
+        # loop 5: every element less the maximum and the log
+        inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
+        result = logarithm(v, m, inverse, inverse_rest, log, is_empty)
+        store(y + row * y_pitch, at, thread, team, n, on, result)
+
+    return log_softmax_forward, signature(
+        address, whole, address, whole, whole, whole, size, size, kind, kind, kind, kind, address, whole
+    )
+
+
+@lru_cache
+def forward_columns(storage, masked):
+    """Rows that lie along another axis: 32 of them side by side, read four times."""
+    a = arithmetic_of(storage)
+    shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
+    log_of_row, logarithm = logarithms(storage)
+    gather, scatter = gatherer(storage, a.compute, -INFINITY), scatterer(storage)
+    kind = number_type(a.compute)
+
+    def log_softmax_columns(
+        x,  # IN   address of the first element
+        x_outer,  # IN   bytes from one to the next: of outer, of n and of inner
+        x_step,
+        x_inner,
+        mask,  # IN   address of the first element's mask
+        mask_outer,  # IN   as of x
+        mask_step,
+        mask_inner,
+        n,  # IN   elements of a column
+        inner,  # IN   columns side by side
+        high,  # IN   log2(e) / T in two parts
+        low,
+        inverse,  # IN   1 / T in two parts
+        inverse_rest,
+        y,  # OUT  address of the first element
+        y_outer,  # IN   as of x
+        y_step,
+        y_inner,
+    ):
+        cells = cuda.shared.array(COLUMN_CELLS, types.int64)
+        i, k, start, share = column_place(inner)
+        on = k < inner
+        k = min(k, inner - 1)
+        at, mask_at = x + i * x_outer + k * x_inner, mask + i * mask_outer + k * mask_inner
+        y_at = y + i * y_outer + k * y_inner
+        high, low = vector_of(high), vector_of(low)
+
+        # loop 1: the maximum of the column, and the largest of the others
+        m = number(high, -INFINITY)
+        kept = i - i
+        j = start
+        while j < n:
+            v = gather(at, x_step, j, share, n)
+            if masked:
+                keep = gather_kept(mask_at, mask_step, j, share, n)
+                v = select(keep, v, -INFINITY)
+                kept += count(keep)
+            m = maximum(m, largest_lane(v))
+            j += share * STRIDED_LANES
+        m = column_maximum(m, cells)
+        is_empty = False
+        if masked:
+            is_empty = column_sum(kept, cells) == 0
+        second = number(high, -INFINITY)
+        maxima = i - i
+        j = start
+        while j < n:
+            v = gather(at, x_step, j, share, n)
+            if masked:
+                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            second = maximum(second, largest_lane(select(v < m, v, -INFINITY)))
+            maxima += count(v == m)
+            j += share * STRIDED_LANES
+        second, maxima = column_maximum(second, cells), column_sum(maxima, cells)
+
+        # loops 2 and 3: the sum of exp of every other element after the shift
+        shift = shift_of(select(second > -INFINITY, second, m), high, low)
+        total, rest = i - i, i - i
+        j = start
+        while j < n:
+            v = gather(at, x_step, j, share, n)
+            if masked:
+                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            part = sum_of(exponential(select(v < m, v, -INFINITY), shift, high, low))
+            total += part[0]
+            rest += part[1]
+            j += share * STRIDED_LANES
+
+        # loop 4: the log of the sum
+        total, rest = column_sum(total, cells), column_sum(rest, cells)
+        log = log_of_row(m, second, maxima, parts_of(total, rest), high, low)
+
+        # loop 5: every element less the maximum and the log
+        inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
+        j = start
+        while j < n:
+            v = gather(at, x_step, j, share, n)
+            if masked:
+                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            result = logarithm(v, m, inverse, inverse_rest, log, is_empty)
+            scatter(y_at, y_step, j, share, n, on, result)
+            j += share * STRIDED_LANES
+
+    return log_softmax_columns, signature(
+        address, whole, whole, whole, address, whole, whole, whole, size, size, kind, kind, kind, kind,
+        address, whole, whole, whole,
+    )  # fmt: skip
+
+
+@lru_cache
+def subtract(storage, masked):
+    """Loops 4 and 5 for a segment of a long row (see numbasoft.cuda.split)."""
+    a = arithmetic_of(storage)
+    log_of_row, logarithm = logarithms(storage)
+    load = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, -INFINITY)
+    store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
+    kept_of = keeper(storage, SEGMENT_VECTORS[storage])
+    length, itemsize = segment_length(storage), ITEMSIZE[storage]
+    kind = number_type(a.compute)
+
+    def log_softmax_subtract(
+        x,  # IN   address of the first row
+        x_pitch,  # IN   bytes from row to row
+        mask,  # IN   address of the first row's mask
+        mask_pitch,  # IN   bytes from row to row, and from element to element
+        mask_step,
+        n,  # IN   elements of a row
+        segments,  # IN   of a row
+        high,  # IN   log2(e) / T in two parts
+        low,
+        inverse,  # IN   1 / T in two parts
+        inverse_rest,
+        work,  # IN   what the segments' maxima and sums are
+        y,  # OUT  address of the first row
+        y_pitch,  # IN   bytes from row to row
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row, segment = row_of(segments)
+        begin = segment * length
+        inside = min(length, n - begin)
+        thread, team = cuda.threadIdx.x, cuda.blockDim.x
+        at = x + row * x_pitch + begin * itemsize
+        high, low = vector_of(high), vector_of(low)
+        v = load(at, at, thread, team, inside)
+        is_empty = False
+        if masked:
+            mask_at = mask + row * mask_pitch + begin * mask_step
+            v = select(kept_of(at, mask_at, mask_step, thread, team, inside), v, -INFINITY)
+            is_empty = count_over(work, row, segments, KEPT, cells, 7) == 0
+        m = maximum_of(high, work, row, segments, MAXIMUM, cells, 0)
+        second = second_of(m, work, row, segments, cells, 1)
+        maxima = count_over(work, row, segments, MAXIMA, cells, 2)
+        total = sum_over(work, row, segments, cells, 3)
+        log = log_of_row(m, second, maxima, total, high, low)
+        inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
+        result = logarithm(v, m, inverse, inverse_rest, log, is_empty)
+        store(y + row * y_pitch + begin * itemsize, at, thread, team, inside, True, result)
+
+    return log_softmax_subtract, signature(
+        address, whole, address, whole, whole, size, size, kind, kind, kind, kind, address, address, whole
+    )
+
+
+@lru_cache
+def gradients(storage):
+    """(g - exp(log_y) * sum g) / T for a thread's elements, and what it needs once for every row."""
+    a = arithmetic_of(storage, gradient=True)
+    pair_of, top_of, shift_of, exponential = a.pair_of, a.top_of, a.shift_of, a.exponential
+    largest = a.largest
+
+    @jit.device
+    def sum_of_row(up, down, lift, total):
+        """sum g, lifted twice, by ``largest``: in two parts, from the largest terms and the sum of all."""
+        high, low = pair_of(up, total)
+        top = top_of(maximum(up, down), lift) * (1.0 / largest)
+        # where a term is infinite or NaN, up - down is what any sum of the terms is
+        is_finite = maximum(up, down) < INFINITY
+        return select(is_finite, high * top, up - down), select(is_finite, low * top, 0.0)
+
+    @jit.device
+    def gradient(g, log_y, total, lift, inverse, high, low):
+        """(g - exp(log_y) * sum g) / T; 0 where log_y is -inf."""
+        shift = shift_of(number(high, 0.0), high, low)
+        e = select(log_y < shift[3], 0.0, exponential(log_y, shift, high, low))
+        e = select(log_y > 40.0, INFINITY, e)
+        d = fma(e, 0.0 - total[0], (g * lift) * lift) - e * total[1]
+        dx = ((d * inverse) * (1.0 / lift)) * (1.0 / lift)
+        return select(log_y == -INFINITY, 0.0, dx)
+
+    return sum_of_row, gradient
+
+
+@lru_cache
+def backward(storage, vectors, aligned):
+    """Gradients of rows that fit into the registers of a team."""
+    a = arithmetic_of(storage, gradient=True)
+    lift_for, top_of, signed_sum_of = a.lift_for, a.top_of, a.signed_sum_of
+    sum_of_row, gradient = gradients(storage)
+    load_g = loader(storage, a.compute, vectors, aligned, 0.0)
+    load_y = loader(storage, a.compute, vectors, aligned, -INFINITY)
+    store = storer(storage, a.compute, vectors, aligned)
+    kind = number_type(a.compute)
+
+    def log_softmax_backward(
+        g,  # IN   address of the first row of the gradient with respect to log_y
+        g_pitch,  # IN   bytes from row to row
+        log_y,  # IN   address of the first row of what forward gave
+        log_y_pitch,  # IN   bytes from row to row
+        rows,  # IN
+        n,  # IN   elements of a row
+        team,  # IN   threads that share a row
+        high,  # IN   log2(e) in two parts
+        low,
+        inverse,  # IN   1 / T
+        dx,  # OUT  address of the first row: (g - exp(log_y) * sum g) / T
+        dx_pitch,  # IN   bytes from row to row
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row, thread = first_row(team), place(team)
+        on = row < rows
+        row = min(row, rows - 1)
+        at = log_y + row * log_y_pitch
+        v = load_y(at, at, thread, team, n)
+        d = load_g(g + row * g_pitch, at, thread, team, n)
+        d = select(v == -INFINITY, 0.0, d)
+
+        # the largest gradients, for the scale of the sum
+        up = team_maximum(largest_lane(d), team, cells, 0)
+        down = team_maximum(largest_lane(0.0 - d), team, cells, 1)
+        largest = maximum(up, down)
+        lift = lift_for(largest)
+
+        # the sum of g over the row
+        p = (d * lift) * lift
+        total, rest = signed_sum_of(p, p - p, top_of(largest, lift))
+        total, rest = team_sum(total, team, cells, 2), team_sum(rest, team, cells, 3)
+
+        # every g less its share of that
+        of_row = sum_of_row(up, down, lift, parts_of(total, rest))
+        high, low, inverse = vector_of(high), vector_of(low), vector_of(inverse)
+        result = gradient(d, v, of_row, lift, inverse, high, low)
+        store(dx + row * dx_pitch, at, thread, team, n, on, result)
+
+    return log_softmax_backward, signature(
+        address, whole, address, whole, whole, size, size, kind, kind, kind, address, whole
+    )
+
+
+@lru_cache
+def backward_columns(storage):
+    """Gradients of rows that lie along another axis: 32 of them side by side, read three times."""
+    a = arithmetic_of(storage, gradient=True)
+    lift_for, top_of, signed_sum_of = a.lift_for, a.top_of, a.signed_sum_of
+    sum_of_row, gradient = gradients(storage)
+    gather_g, gather_y = gatherer(storage, a.compute, 0.0), gatherer(storage, a.compute, -INFINITY)
+    scatter = scatterer(storage)
+    kind = number_type(a.compute)
+
+    def log_softmax_backward_columns(
+        g,  # IN   address of the first element of the gradient with respect to log_y
+        g_outer,  # IN   bytes from one to the next: of outer, of n and of inner
+        g_step,
+        g_inner,
+        log_y,  # IN   address of the first element of what forward gave
+        log_y_outer,  # IN   as of g
+        log_y_step,
+        log_y_inner,
+        n,  # IN   elements of a column
+        inner,  # IN   columns side by side
+        high,  # IN   log2(e) in two parts
+        low,
+        inverse,  # IN   1 / T
+        dx,  # OUT  address of the first element: (g - exp(log_y) * sum g) / T
+        dx_outer,  # IN   as of g
+        dx_step,
+        dx_inner,
+    ):
+        cells = cuda.shared.array(COLUMN_CELLS, types.int64)
+        i, k, start, share = column_place(inner)
+        on = k < inner
+        k = min(k, inner - 1)
+        g_at = g + i * g_outer + k * g_inner
+        log_y_at = log_y + i * log_y_outer + k * log_y_inner
+        dx_at = dx + i * dx_outer + k * dx_inner
+        high, low, inverse = vector_of(high), vector_of(low), vector_of(inverse)
+
+        # the largest gradients, for the scale of the sum
+        up = number(inverse, -INFINITY)
+        down = up
+        j = start
+        while j < n:
+            v = gather_y(log_y_at, log_y_step, j, share, n)
+            d = select(v == -INFINITY, 0.0, gather_g(g_at, g_step, j, share, n))
+            up, down = maximum(up, largest_lane(d)), maximum(down, largest_lane(0.0 - d))
+            j += share * STRIDED_LANES
+        up, down = column_maximum(up, cells), column_maximum(down, cells)
+        largest = maximum(up, down)
+        lift = lift_for(largest)
+        top = top_of(largest, lift)
+
+        # the sum of g over the column
+        total, rest = i - i, i - i
+        j = start
+        while j < n:
+            v = gather_y(log_y_at, log_y_step, j, share, n)
+            d = select(v == -INFINITY, 0.0, gather_g(g_at, g_step, j, share, n))
+            p = (d * lift) * lift
+            part = signed_sum_of(p, p - p, top)
+            total += part[0]
+            rest += part[1]
+            j += share * STRIDED_LANES
+        total, rest = column_sum(total, cells), column_sum(rest, cells)
+        of_column = sum_of_row(up, down, lift, parts_of(total, rest))
+
+        # every g less its share of that
+        j = start
+        while j < n:
+            v = gather_y(log_y_at, log_y_step, j, share, n)
+            d = gather_g(g_at, g_step, j, share, n)
+            result = gradient(d, v, of_column, lift, inverse, high, low)
+            scatter(dx_at, dx_step, j, share, n, on, result)
+            j += share * STRIDED_LANES
+
+    return log_softmax_backward_columns, signature(
+        address, whole, whole, whole, address, whole, whole, whole, size, size, kind, kind, kind,
+        address, whole, whole, whole,
+    )  # fmt: skip
+
+
+@lru_cache
+def backward_segments(storage):
+    """Gradients of a segment of a long row (see numbasoft.cuda.split)."""
+    a = arithmetic_of(storage, gradient=True)
+    lift_for = a.lift_for
+    sum_of_row, gradient = gradients(storage)
+    load_g = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, 0.0)
+    load_y = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, -INFINITY)
+    store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
+    length, itemsize = segment_length(storage), ITEMSIZE[storage]
+    kind = number_type(a.compute)
+
+    def log_softmax_backward_segments(
+        g,  # IN   address of the first row of the gradient with respect to log_y
+        g_pitch,  # IN   bytes from row to row
+        log_y,  # IN   address of the first row of what forward gave
+        log_y_pitch,  # IN   bytes from row to row
+        n,  # IN   elements of a row
+        segments,  # IN   of a row
+        high,  # IN   log2(e) in two parts
+        low,
+        inverse,  # IN   1 / T
+        work,  # IN   what the segments' largest gradients and sums are
+        dx,  # OUT  address of the first row: (g - exp(log_y) * sum g) / T
+        dx_pitch,  # IN   bytes from row to row
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row, segment = row_of(segments)
+        begin = segment * length
+        inside = min(length, n - begin)
+        thread, team = cuda.threadIdx.x, cuda.blockDim.x
+        at = log_y + row * log_y_pitch + begin * itemsize
+        v = load_y(at, at, thread, team, inside)
+        d = load_g(g + row * g_pitch + begin * itemsize, at, thread, team, inside)
+        high, low, inverse = vector_of(high), vector_of(low), vector_of(inverse)
+        up = maximum_of(inverse, work, row, segments, MAXIMUM, cells, 0)
+        down = maximum_of(inverse, work, row, segments, SECOND, cells, 1)
+        lift = lift_for(maximum(up, down))
+        of_row = sum_of_row(up, down, lift, sum_over(work, row, segments, cells, 2))
+        result = gradient(d, v, of_row, lift, inverse, high, low)
+        store(dx + row * dx_pitch + begin * itemsize, at, thread, team, inside, True, result)
+
+    return log_softmax_backward_segments, signature(
+        address, whole, address, whole, size, size, kind, kind, kind, address, address, whole
+    )
+
+
+FORWARD = Forward(forward, forward_columns, subtract, others=True, reduced=False)
+BACKWARD = Backward(backward, backward_columns, backward_segments, product=False)

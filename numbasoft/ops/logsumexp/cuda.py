@@ -1,0 +1,379 @@
+"""logsumexp on CUDA, forward and backward: the first four loops of log_softmax, one result per row."""
+
+from functools import lru_cache
+
+from numba import cuda
+from numba.cuda import types
+
+from ...cuda import jit
+from ...cuda.backend import (
+    absolute,
+    count,
+    fma,
+    gather_kept,
+    gatherer,
+    keeper,
+    largest_lane,
+    loader,
+    maximum,
+    number,
+    reader,
+    scatterer,
+    select,
+    storer,
+    vector_of,
+    writer,
+)
+from ...cuda.elementary import arithmetic_of, parts_of, two_sum
+from ...cuda.geometry import ITEMSIZE, STRIDED_LANES
+from ...cuda.operations import Forward
+from ...cuda.signatures import address, number_type, signature, size, whole
+from ...cuda.split import MAXIMA, MAXIMUM, count_over, maximum_of, row_of, second_of, sum_over
+from ...cuda.team import (
+    CELLS,
+    COLUMN_CELLS,
+    column_maximum,
+    column_place,
+    column_sum,
+    first_row,
+    place,
+    team_maximum,
+    team_sum,
+)
+
+INFINITY, NAN = float("inf"), float("nan")
+
+
+@lru_cache
+def results(storage):
+    """Loop 4, and the maximum added to it."""
+    a = arithmetic_of(storage)
+    shift_of, exponential, log_of_sum = a.shift_of, a.exponential, a.log_of_sum
+
+    @jit.device
+    def result_of(m, second, maxima, total, high, low, inverse, inverse_rest):
+        """m / T + log(sum); an infinite m is the result."""
+        e = exponential(second, shift_of(m, high, low), high, low)
+        log, log_rest = log_of_sum(m, maxima - 1, total, e)
+        product = m * inverse
+        s, lost = two_sum(product, log)
+        lost = lost + (fma(m, inverse_rest, fma(m, inverse, 0.0 - product)) + log_rest)
+        s = select(lost == lost, s + lost, s)
+        return select(absolute(m) == INFINITY, m, s)
+
+    return result_of
+
+
+@lru_cache
+def forward(storage, vectors, aligned, masked):
+    """Rows that fit into the registers of a team."""
+    a = arithmetic_of(storage)
+    shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
+    result_of = results(storage)
+    load = loader(storage, a.compute, vectors, aligned, -INFINITY)
+    kept_of = keeper(storage, vectors)
+    write = writer(storage)
+    kind = number_type(a.compute)
+
+    def logsumexp_forward(
+        x,  # IN   address of the first row
+        x_pitch,  # IN   bytes from row to row
+        mask,  # IN   address of the first row's mask
+        mask_pitch,  # IN   bytes from row to row, and from element to element
+        mask_step,
+        rows,  # IN
+        n,  # IN   elements of a row
+        team,  # IN   threads that share a row
+        high,  # IN   log2(e) / T in two parts
+        low,
+        inverse,  # IN   1 / T in two parts
+        inverse_rest,
+        lse,  # OUT  address of the first result
+        lse_pitch,  # IN   bytes from result to result
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row, thread = first_row(team), place(team)
+        on = row < rows
+        row = min(row, rows - 1)
+        at = x + row * x_pitch
+        high, low = vector_of(high), vector_of(low)
+        v = load(at, at, thread, team, n)
+        if masked:
+            v = select(kept_of(at, mask + row * mask_pitch, mask_step, thread, team, n), v, -INFINITY)
+
+        # loop 1: the maximum of the row, and the largest of the others
+        m = team_maximum(largest_lane(v), team, cells, 0)
+        maxima = team_sum(count(v == m), team, cells, 1)
+        others = select(v < m, v, -INFINITY)
+        second = team_maximum(largest_lane(others), team, cells, 2)
+
+        # loops 2 and 3: the sum of exp of every other element after the shift
+        e = exponential(others, shift_of(select(second > -INFINITY, second, m), high, low), high, low)
+        total, rest = sum_of(e)
+        total, rest = team_sum(total, team, cells, 3), team_sum(rest, team, cells, 4)
+
+        # loop 4: the log of the sum
+        inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
+        result = result_of(m, second, maxima, parts_of(total, rest), high, low, inverse, inverse_rest)
+        if on and thread == 0:
+            write(lse + row * lse_pitch, result)
+
+    return logsumexp_forward, signature(
+        address, whole, address, whole, whole, whole, size, size, kind, kind, kind, kind, address, whole
+    )
+
+
+@lru_cache
+def forward_columns(storage, masked):
+    """Rows that lie along another axis: 32 of them side by side, read three times."""
+    a = arithmetic_of(storage)
+    shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
+    result_of = results(storage)
+    gather = gatherer(storage, a.compute, -INFINITY)
+    write = writer(storage)
+    kind = number_type(a.compute)
+
+    def logsumexp_columns(
+        x,  # IN   address of the first element
+        x_outer,  # IN   bytes from one to the next: of outer, of n and of inner
+        x_step,
+        x_inner,
+        mask,  # IN   address of the first element's mask
+        mask_outer,  # IN   as of x
+        mask_step,
+        mask_inner,
+        n,  # IN   elements of a column
+        inner,  # IN   columns side by side
+        high,  # IN   log2(e) / T in two parts
+        low,
+        inverse,  # IN   1 / T in two parts
+        inverse_rest,
+        lse,  # OUT  address of the first result
+        lse_outer,  # IN   bytes from one to the next: of outer and of inner
+        lse_inner,
+    ):
+        cells = cuda.shared.array(COLUMN_CELLS, types.int64)
+        i, k, start, share = column_place(inner)
+        on = k < inner
+        k = min(k, inner - 1)
+        at, mask_at = x + i * x_outer + k * x_inner, mask + i * mask_outer + k * mask_inner
+        high, low = vector_of(high), vector_of(low)
+
+        # loop 1: the maximum of the column, and the largest of the others
+        m = number(high, -INFINITY)
+        j = start
+        while j < n:
+            v = gather(at, x_step, j, share, n)
+            if masked:
+                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            m = maximum(m, largest_lane(v))
+            j += share * STRIDED_LANES
+        m = column_maximum(m, cells)
+        second = number(high, -INFINITY)
+        maxima = i - i
+        j = start
+        while j < n:
+            v = gather(at, x_step, j, share, n)
+            if masked:
+                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            second = maximum(second, largest_lane(select(v < m, v, -INFINITY)))
+            maxima += count(v == m)
+            j += share * STRIDED_LANES
+        second, maxima = column_maximum(second, cells), column_sum(maxima, cells)
+
+        # loops 2 and 3: the sum of exp of every other element after the shift
+        shift = shift_of(select(second > -INFINITY, second, m), high, low)
+        total, rest = i - i, i - i
+        j = start
+        while j < n:
+            v = gather(at, x_step, j, share, n)
+            if masked:
+                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            part = sum_of(exponential(select(v < m, v, -INFINITY), shift, high, low))
+            total += part[0]
+            rest += part[1]
+            j += share * STRIDED_LANES
+
+        # loop 4: the log of the sum
+        total, rest = column_sum(total, cells), column_sum(rest, cells)
+        inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
+        result = result_of(m, second, maxima, parts_of(total, rest), high, low, inverse, inverse_rest)
+        if on and start == 0:
+            write(lse + i * lse_outer + k * lse_inner, result)
+
+    return logsumexp_columns, signature(
+        address, whole, whole, whole, address, whole, whole, whole, size, size, kind, kind, kind, kind,
+        address, whole, whole,
+    )  # fmt: skip
+
+
+@lru_cache
+def combine(storage):
+    """Loop 4 for long rows, a block for each, from the sums of their segments (see numbasoft.cuda.split)."""
+    result_of = results(storage)
+    write = writer(storage)
+    kind = number_type(arithmetic_of(storage).compute)
+
+    def logsumexp_combine(
+        segments,  # IN   of a row
+        high,  # IN   log2(e) / T in two parts
+        low,
+        inverse,  # IN   1 / T in two parts
+        inverse_rest,
+        work,  # IN   what the segments' maxima and sums are
+        lse,  # OUT  address of the first result
+        lse_pitch,  # IN   bytes from result to result
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row, _ = row_of(1)
+        high, low = vector_of(high), vector_of(low)
+        m = maximum_of(high, work, row, segments, MAXIMUM, cells, 0)
+        second = second_of(m, work, row, segments, cells, 1)
+        maxima = count_over(work, row, segments, MAXIMA, cells, 2)
+        total = sum_over(work, row, segments, cells, 3)
+        inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
+        result = result_of(m, second, maxima, total, high, low, inverse, inverse_rest)
+        if cuda.threadIdx.x == 0:
+            write(lse + row * lse_pitch, result)
+
+    return logsumexp_combine, signature(size, kind, kind, kind, kind, address, address, whole)
+
+
+@lru_cache
+def gradients(storage):
+    """g * exp(x / T - lse) / T for a thread's elements, and what it needs once for every row."""
+    a = arithmetic_of(storage, gradient=True)
+    exponential, shift_of_lse = a.exponential, a.shift_of_lse
+    small, largest = a.small, a.largest
+
+    @jit.device
+    def factors_of(g, inverse):
+        """Two factors, g / T / ``largest`` together, that lose nothing on the way."""
+        product = g * inverse
+        is_small = absolute(product) < small
+        first = select(is_small, 1.0 / largest, product * (1.0 / largest))
+        return first, select(is_small, product, 1.0)
+
+    @jit.device
+    def gradient(v, g, factors, shift, high, low):
+        d = v - shift[0]
+        e = select(d < shift[3], 0.0, exponential(v, shift, high, low))
+        dx = (e * factors[0]) * factors[1]
+        # x / T above lse by 40 powers of two, which no lse of this x is
+        dx = select(fma(d, high, shift[1]) > 40.0, select(g == 0.0, 0.0, g * INFINITY), dx)
+        return select(v == -INFINITY, 0.0, dx)
+
+    return shift_of_lse, factors_of, gradient
+
+
+@lru_cache
+def backward(storage, vectors, aligned, reduced):
+    """Gradients of rows, each in one segment or more: no element needs another."""
+    a = arithmetic_of(storage, gradient=True)
+    shift_of_lse, factors_of, gradient = gradients(storage)
+    load = loader(storage, a.compute, vectors, aligned, -INFINITY)
+    store = storer(storage, a.compute, vectors, aligned)
+    read = reader(reduced, a.compute)  # g and lse may be wider than x
+    itemsize = ITEMSIZE[storage]
+    kind = number_type(a.compute)
+
+    def logsumexp_backward(
+        g,  # IN   address of the gradient with respect to the first row's lse
+        g_pitch,  # IN   bytes from row to row
+        x,  # IN   address of the first row
+        x_pitch,  # IN   bytes from row to row
+        lse,  # IN   address of what forward gave for the first row
+        lse_pitch,  # IN   bytes from row to row
+        rows,  # IN
+        n,  # IN   elements of a row
+        team,  # IN   threads that share a segment
+        segments,  # IN   of a row
+        length,  # IN   elements of a segment
+        high,  # IN   log2(e) / T in two parts
+        low,
+        temperature,  # IN   T, and 1 / T in two parts
+        inverse,
+        inverse_rest,
+        dx,  # OUT  address of the first row: g * exp(x / T - lse) / T
+        dx_pitch,  # IN   bytes from row to row
+    ):
+        unit, thread = first_row(team), place(team)
+        row, begin = unit // segments, unit % segments * length
+        on = row < rows
+        row = min(row, rows - 1)
+        inside = min(length, n - begin)
+        at = x + row * x_pitch + begin * itemsize
+        v = load(at, at, thread, team, inside)
+        high, low = vector_of(high), vector_of(low)
+        temperature, inverse, inverse_rest = (
+            vector_of(temperature), vector_of(inverse), vector_of(inverse_rest)
+        )  # fmt: skip
+        of_row = read(g + row * g_pitch)
+        shift = shift_of_lse(read(lse + row * lse_pitch), temperature, inverse, inverse_rest, high)
+        result = gradient(v, of_row, factors_of(of_row, inverse), shift, high, low)
+        store(dx + row * dx_pitch + begin * itemsize, at, thread, team, inside, on, result)
+
+    return logsumexp_backward, signature(
+        address, whole, address, whole, address, whole, whole, size, size, size, size,
+        kind, kind, kind, kind, kind, address, whole,
+    )  # fmt: skip
+
+
+@lru_cache
+def backward_columns(storage, reduced):
+    """Gradients of rows that lie along another axis: 32 of them side by side."""
+    a = arithmetic_of(storage, gradient=True)
+    shift_of_lse, factors_of, gradient = gradients(storage)
+    gather, scatter = gatherer(storage, a.compute, -INFINITY), scatterer(storage)
+    read = reader(reduced, a.compute)
+    kind = number_type(a.compute)
+
+    def logsumexp_backward_columns(
+        g,  # IN   address of the gradient with respect to the first column's lse
+        g_outer,  # IN   bytes from one to the next: of outer and of inner
+        g_inner,
+        x,  # IN   address of the first element
+        x_outer,  # IN   bytes from one to the next: of outer, of n and of inner
+        x_step,
+        x_inner,
+        lse,  # IN   address of what forward gave for the first column
+        lse_outer,  # IN   as of g
+        lse_inner,
+        n,  # IN   elements of a column
+        inner,  # IN   columns side by side
+        high,  # IN   log2(e) / T in two parts
+        low,
+        temperature,  # IN   T, and 1 / T in two parts
+        inverse,
+        inverse_rest,
+        dx,  # OUT  address of the first element: g * exp(x / T - lse) / T
+        dx_outer,  # IN   as of x
+        dx_step,
+        dx_inner,
+    ):
+        i, k, start, share = column_place(inner)
+        on = k < inner
+        k = min(k, inner - 1)
+        high, low = vector_of(high), vector_of(low)
+        temperature, inverse, inverse_rest = (
+            vector_of(temperature), vector_of(inverse), vector_of(inverse_rest)
+        )  # fmt: skip
+        of_column = read(g + i * g_outer + k * g_inner)
+        of_lse = read(lse + i * lse_outer + k * lse_inner)
+        shift = shift_of_lse(of_lse, temperature, inverse, inverse_rest, high)
+        factors = factors_of(of_column, inverse)
+        at, dx_at = x + i * x_outer + k * x_inner, dx + i * dx_outer + k * dx_inner
+        j = start
+        while j < n:
+            v = gather(at, x_step, j, share, n)
+            scatter(dx_at, dx_step, j, share, n, on, gradient(v, of_column, factors, shift, high, low))
+            j += share * STRIDED_LANES
+
+    return logsumexp_backward_columns, signature(
+        address, whole, whole, address, whole, whole, whole, address, whole, whole, size, size,
+        kind, kind, kind, kind, kind, address, whole, whole, whole,
+    )  # fmt: skip
+
+
+FORWARD = Forward(forward, forward_columns, combine, others=True, reduced=True)
+BACKWARD = backward, backward_columns

@@ -1,0 +1,463 @@
+"""softmax on CUDA, forward and backward: the four loops over a row that a team of threads holds."""
+
+from functools import lru_cache
+
+from numba import cuda
+from numba.cuda import types
+
+from ...cuda import jit
+from ...cuda.backend import (
+    count,
+    fma,
+    gather_kept,
+    gatherer,
+    keeper,
+    largest_lane,
+    loader,
+    mask_of,
+    maximum,
+    number,
+    scatterer,
+    select,
+    storer,
+    vector_of,
+)
+from ...cuda.elementary import arithmetic_of, parts_of
+from ...cuda.geometry import ITEMSIZE, SEGMENT_VECTORS, STRIDED_LANES, segment_length
+from ...cuda.operations import Backward, Forward
+from ...cuda.signatures import address, number_type, signature, size, whole
+from ...cuda.split import KEPT, MAXIMUM, SECOND, count_over, maximum_of, row_of, sum_over
+from ...cuda.team import (
+    CELLS,
+    COLUMN_CELLS,
+    column_maximum,
+    column_place,
+    column_sum,
+    first_row,
+    place,
+    team_maximum,
+    team_sum,
+)
+
+INFINITY, NAN = float("inf"), float("nan")
+
+
+@lru_cache
+def quotients(storage):
+    """Loop 4 for a thread's elements, and what it needs once for every row."""
+    a = arithmetic_of(storage)
+    pair_of, reciprocal = a.pair_of, a.reciprocal
+
+    @jit.device
+    def factor(m, total):
+        """1 / sum in two parts; NaN where the row has no finite answer."""
+        s, lost = pair_of(m, total)
+        r, r_rest = reciprocal(s, lost)
+        return select(m < INFINITY, r, NAN), r_rest
+
+    @jit.device
+    def quotient(e, factor, is_empty):
+        return select(mask_of(is_empty), 0.0, fma(e, factor[0], e * factor[1]))
+
+    return factor, quotient
+
+
+@lru_cache
+def forward(storage, vectors, aligned, masked):
+    """Rows that fit into the registers of a team."""
+    a = arithmetic_of(storage)
+    shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
+    factor, quotient = quotients(storage)
+    load = loader(storage, a.compute, vectors, aligned, -INFINITY)
+    store = storer(storage, a.compute, vectors, aligned)
+    kept_of = keeper(storage, vectors)
+    kind = number_type(a.compute)
+
+    def softmax_forward(
+        x,  # IN   address of the first row
+        x_pitch,  # IN   bytes from row to row
+        mask,  # IN   address of the first row's mask
+        mask_pitch,  # IN   bytes from row to row, and from element to element
+        mask_step,
+        rows,  # IN
+        n,  # IN   elements of a row
+        team,  # IN   threads that share a row
+        high,  # IN   log2(e) / T in two parts
+        low,
+        y,  # OUT  address of the first row
+        y_pitch,  # IN   bytes from row to row
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row, thread = first_row(team), place(team)
+        on = row < rows
+        row = min(row, rows - 1)
+        at = x + row * x_pitch
+        high, low = vector_of(high), vector_of(low)
+        v = load(at, at, thread, team, n)
+        is_empty = False
+        if masked:
+            keep = kept_of(at, mask + row * mask_pitch, mask_step, thread, team, n)
+            v = select(keep, v, -INFINITY)
+            is_empty = team_sum(count(keep), team, cells, 3) == 0
+
+        # loop 1: the maximum of the row
+        m = team_maximum(largest_lane(v), team, cells, 0)
+
+        # loop 2: exp of every element after the shift
+        e = exponential(v, shift_of(m, high, low), high, low)
+
+        # loop 3: the sum over the row
+        total, rest = sum_of(e)
+        total, rest = team_sum(total, team, cells, 1), team_sum(rest, team, cells, 2)
+
+        # loop 4: every element divided by the sum
+        store(
+            y + row * y_pitch,
+            at,
+            thread,
+            team,
+            n,
+            on,
+            quotient(e, factor(m, parts_of(total, rest)), is_empty),
+        )
+
+    return softmax_forward, signature(
+        address, whole, address, whole, whole, whole, size, size, kind, kind, address, whole
+    )
+
+
+@lru_cache
+def forward_columns(storage, masked):
+    """Rows that lie along another axis: 32 of them side by side, read three times."""
+    a = arithmetic_of(storage)
+    shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
+    factor, quotient = quotients(storage)
+    gather, scatter = gatherer(storage, a.compute, -INFINITY), scatterer(storage)
+    kind = number_type(a.compute)
+
+    def softmax_columns(
+        x,  # IN   address of the first element
+        x_outer,  # IN   bytes from one to the next: of outer, of n and of inner
+        x_step,
+        x_inner,
+        mask,  # IN   address of the first element's mask
+        mask_outer,  # IN   as of x
+        mask_step,
+        mask_inner,
+        n,  # IN   elements of a column
+        inner,  # IN   columns side by side
+        high,  # IN   log2(e) / T in two parts
+        low,
+        y,  # OUT  address of the first element
+        y_outer,  # IN   as of x
+        y_step,
+        y_inner,
+    ):
+        cells = cuda.shared.array(COLUMN_CELLS, types.int64)
+        i, k, start, share = column_place(inner)
+        on = k < inner
+        k = min(k, inner - 1)
+        at, mask_at = x + i * x_outer + k * x_inner, mask + i * mask_outer + k * mask_inner
+        y_at = y + i * y_outer + k * y_inner
+        high, low = vector_of(high), vector_of(low)
+
+        # loop 1: the maximum of the column
+        m = number(high, -INFINITY)
+        kept = i - i
+        j = start
+        while j < n:
+            v = gather(at, x_step, j, share, n)
+            if masked:
+                keep = gather_kept(mask_at, mask_step, j, share, n)
+                v = select(keep, v, -INFINITY)
+                kept += count(keep)
+            m = maximum(m, largest_lane(v))
+            j += share * STRIDED_LANES
+        m = column_maximum(m, cells)
+        is_empty = False
+        if masked:
+            is_empty = column_sum(kept, cells) == 0
+
+        # loops 2 and 3: the sum of exp of every element after the shift
+        shift = shift_of(m, high, low)
+        total, rest = i - i, i - i
+        j = start
+        while j < n:
+            v = gather(at, x_step, j, share, n)
+            if masked:
+                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            part = sum_of(exponential(v, shift, high, low))
+            total += part[0]
+            rest += part[1]
+            j += share * STRIDED_LANES
+        r = factor(m, parts_of(column_sum(total, cells), column_sum(rest, cells)))
+
+        # loops 2 and 4: exp of every element divided by the sum
+        j = start
+        while j < n:
+            v = gather(at, x_step, j, share, n)
+            if masked:
+                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            e = exponential(v, shift, high, low)
+            scatter(y_at, y_step, j, share, n, on, quotient(e, r, is_empty))
+            j += share * STRIDED_LANES
+
+    return softmax_columns, signature(
+        address, whole, whole, whole, address, whole, whole, whole, size, size, kind, kind,
+        address, whole, whole, whole,
+    )  # fmt: skip
+
+
+@lru_cache
+def divide(storage, masked):
+    """Loops 2 and 4 for a segment of a long row (see numbasoft.cuda.split)."""
+    a = arithmetic_of(storage)
+    shift_of, exponential = a.shift_of, a.exponential
+    factor, quotient = quotients(storage)
+    load = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, -INFINITY)
+    store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
+    kept_of = keeper(storage, SEGMENT_VECTORS[storage])
+    length, itemsize = segment_length(storage), ITEMSIZE[storage]
+    kind = number_type(a.compute)
+
+    def softmax_divide(
+        x,  # IN   address of the first row
+        x_pitch,  # IN   bytes from row to row
+        mask,  # IN   address of the first row's mask
+        mask_pitch,  # IN   bytes from row to row, and from element to element
+        mask_step,
+        n,  # IN   elements of a row
+        segments,  # IN   of a row
+        high,  # IN   log2(e) / T in two parts
+        low,
+        work,  # IN   what the segments' maxima and sums are
+        y,  # OUT  address of the first row
+        y_pitch,  # IN   bytes from row to row
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row, segment = row_of(segments)
+        begin = segment * length
+        inside = min(length, n - begin)
+        thread, team = cuda.threadIdx.x, cuda.blockDim.x
+        at = x + row * x_pitch + begin * itemsize
+        high, low = vector_of(high), vector_of(low)
+        v = load(at, at, thread, team, inside)
+        is_empty = False
+        if masked:
+            mask_at = mask + row * mask_pitch + begin * mask_step
+            v = select(kept_of(at, mask_at, mask_step, thread, team, inside), v, -INFINITY)
+            is_empty = count_over(work, row, segments, KEPT, cells, 1) == 0
+        m = maximum_of(high, work, row, segments, MAXIMUM, cells, 0)
+        r = factor(m, sum_over(work, row, segments, cells, 2))
+        e = exponential(v, shift_of(m, high, low), high, low)
+        y_at = y + row * y_pitch + begin * itemsize
+        store(y_at, at, thread, team, inside, True, quotient(e, r, is_empty))
+
+    return softmax_divide, signature(
+        address, whole, address, whole, whole, size, size, kind, kind, address, address, whole
+    )
+
+
+@lru_cache
+def gradients(storage):
+    """y * (g - sum g y) / T for a thread's elements, and what it needs once for every row."""
+    a = arithmetic_of(storage, gradient=True)
+    pair_of, top_of = a.pair_of, a.top_of
+
+    @jit.device
+    def mean(up, down, lift, total):
+        """sum g y times ``lift`` in two parts, from the largest terms and the sum of all."""
+        high, low = pair_of(up, total)
+        top = top_of(maximum(up, down), lift) / lift
+        # where a term is infinite or NaN, up - down is what any sum of the terms is
+        is_finite = maximum(up, down) < INFINITY
+        return select(is_finite, high * top, up - down), select(is_finite, low * top, 0.0)
+
+    @jit.device
+    def gradient(g, y, mean, lift, inverse):
+        """y * (g - mean) / T; 0 where y is exactly 0."""
+        d = (g * lift - mean[0]) - mean[1]
+        # of the two products neither may round to a subnormal number what the other enlarges
+        is_large = inverse >= 1.0
+        dx = select(is_large, y, d) * inverse * select(is_large, d, y) * (1.0 / lift)
+        return select(y == 0.0, 0.0, dx)
+
+    return mean, gradient
+
+
+@lru_cache
+def backward(storage, vectors, aligned):
+    """Gradients of rows that fit into the registers of a team."""
+    a = arithmetic_of(storage, gradient=True)
+    lift_for, top_of, signed_sum_of = a.lift_for, a.top_of, a.signed_sum_of
+    mean, gradient = gradients(storage)
+    load = loader(storage, a.compute, vectors, aligned, 0.0)
+    store = storer(storage, a.compute, vectors, aligned)
+    kind = number_type(a.compute)
+
+    def softmax_backward(
+        g,  # IN   address of the first row of the gradient with respect to y
+        g_pitch,  # IN   bytes from row to row
+        y,  # IN   address of the first row of what forward gave
+        y_pitch,  # IN   bytes from row to row
+        rows,  # IN
+        n,  # IN   elements of a row
+        team,  # IN   threads that share a row
+        inverse,  # IN   1 / T
+        dx,  # OUT  address of the first row: y * (g - sum g y) / T
+        dx_pitch,  # IN   bytes from row to row
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row, thread = first_row(team), place(team)
+        on = row < rows
+        row = min(row, rows - 1)
+        at = y + row * y_pitch
+        v = load(at, at, thread, team, n)
+        d = load(g + row * g_pitch, at, thread, team, n)
+        d = select(v == 0.0, 0.0, d)
+
+        # the largest terms, for the scale of the sum
+        p = d * v
+        up = team_maximum(largest_lane(p), team, cells, 0)
+        down = team_maximum(largest_lane(0.0 - p), team, cells, 1)
+        largest = maximum(up, down)
+        lift = lift_for(largest)
+
+        # the sum of g y over the row
+        lifted, other = d * lift, v * lift
+        p = lifted * other
+        total, rest = signed_sum_of(p, fma(lifted, other, 0.0 - p), top_of(largest, lift))
+        total, rest = team_sum(total, team, cells, 2), team_sum(rest, team, cells, 3)
+
+        # every g less that, times y
+        of_row = mean(up, down, lift, parts_of(total, rest))
+        dx_at = dx + row * dx_pitch
+        store(dx_at, at, thread, team, n, on, gradient(d, v, of_row, lift, vector_of(inverse)))
+
+    return softmax_backward, signature(
+        address, whole, address, whole, whole, size, size, kind, address, whole
+    )
+
+
+@lru_cache
+def backward_columns(storage):
+    """Gradients of rows that lie along another axis: 32 of them side by side, read three times."""
+    a = arithmetic_of(storage, gradient=True)
+    lift_for, top_of, signed_sum_of = a.lift_for, a.top_of, a.signed_sum_of
+    mean, gradient = gradients(storage)
+    gather, scatter = gatherer(storage, a.compute, 0.0), scatterer(storage)
+    kind = number_type(a.compute)
+
+    def softmax_backward_columns(
+        g,  # IN   address of the first element of the gradient with respect to y
+        g_outer,  # IN   bytes from one to the next: of outer, of n and of inner
+        g_step,
+        g_inner,
+        y,  # IN   address of the first element of what forward gave
+        y_outer,  # IN   as of g
+        y_step,
+        y_inner,
+        n,  # IN   elements of a column
+        inner,  # IN   columns side by side
+        inverse,  # IN   1 / T
+        dx,  # OUT  address of the first element: y * (g - sum g y) / T
+        dx_outer,  # IN   as of g
+        dx_step,
+        dx_inner,
+    ):
+        cells = cuda.shared.array(COLUMN_CELLS, types.int64)
+        i, k, start, share = column_place(inner)
+        on = k < inner
+        k = min(k, inner - 1)
+        g_at, y_at = g + i * g_outer + k * g_inner, y + i * y_outer + k * y_inner
+        dx_at = dx + i * dx_outer + k * dx_inner
+        inverse = vector_of(inverse)
+
+        # the largest terms, for the scale of the sum
+        up = number(inverse, -INFINITY)
+        down = up
+        j = start
+        while j < n:
+            v = gather(y_at, y_step, j, share, n)
+            p = select(v == 0.0, 0.0, gather(g_at, g_step, j, share, n)) * v
+            up, down = maximum(up, largest_lane(p)), maximum(down, largest_lane(0.0 - p))
+            j += share * STRIDED_LANES
+        up, down = column_maximum(up, cells), column_maximum(down, cells)
+        largest = maximum(up, down)
+        lift = lift_for(largest)
+        top = top_of(largest, lift)
+
+        # the sum of g y over the column
+        total, rest = i - i, i - i
+        j = start
+        while j < n:
+            v = gather(y_at, y_step, j, share, n)
+            d = select(v == 0.0, 0.0, gather(g_at, g_step, j, share, n)) * lift
+            v = v * lift
+            p = d * v
+            part = signed_sum_of(p, fma(d, v, 0.0 - p), top)
+            total += part[0]
+            rest += part[1]
+            j += share * STRIDED_LANES
+        total, rest = column_sum(total, cells), column_sum(rest, cells)
+        of_column = mean(up, down, lift, parts_of(total, rest))
+
+        # every g less that, times y
+        j = start
+        while j < n:
+            v, d = gather(y_at, y_step, j, share, n), gather(g_at, g_step, j, share, n)
+            scatter(dx_at, dx_step, j, share, n, on, gradient(d, v, of_column, lift, inverse))
+            j += share * STRIDED_LANES
+
+    return softmax_backward_columns, signature(
+        address, whole, whole, whole, address, whole, whole, whole, size, size, kind,
+        address, whole, whole, whole,
+    )  # fmt: skip
+
+
+@lru_cache
+def backward_segments(storage):
+    """Gradients of a segment of a long row (see numbasoft.cuda.split)."""
+    a = arithmetic_of(storage, gradient=True)
+    lift_for = a.lift_for
+    mean, gradient = gradients(storage)
+    load = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, 0.0)
+    store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
+    length, itemsize = segment_length(storage), ITEMSIZE[storage]
+    kind = number_type(a.compute)
+
+    def softmax_backward_segments(
+        g,  # IN   address of the first row of the gradient with respect to y
+        g_pitch,  # IN   bytes from row to row
+        y,  # IN   address of the first row of what forward gave
+        y_pitch,  # IN   bytes from row to row
+        n,  # IN   elements of a row
+        segments,  # IN   of a row
+        inverse,  # IN   1 / T
+        work,  # IN   what the segments' largest terms and sums are
+        dx,  # OUT  address of the first row: y * (g - sum g y) / T
+        dx_pitch,  # IN   bytes from row to row
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row, segment = row_of(segments)
+        begin = segment * length
+        inside = min(length, n - begin)
+        thread, team = cuda.threadIdx.x, cuda.blockDim.x
+        at = y + row * y_pitch + begin * itemsize
+        v = load(at, at, thread, team, inside)
+        d = load(g + row * g_pitch + begin * itemsize, at, thread, team, inside)
+        inverse = vector_of(inverse)
+        up = maximum_of(inverse, work, row, segments, MAXIMUM, cells, 0)
+        down = maximum_of(inverse, work, row, segments, SECOND, cells, 1)
+        lift = lift_for(maximum(up, down))
+        of_row = mean(up, down, lift, sum_over(work, row, segments, cells, 2))
+        dx_at = dx + row * dx_pitch + begin * itemsize
+        store(dx_at, at, thread, team, inside, True, gradient(d, v, of_row, lift, inverse))
+
+    return softmax_backward_segments, signature(
+        address, whole, address, whole, size, size, kind, address, address, whole
+    )
+
+
+FORWARD = Forward(forward, forward_columns, divide, others=False, reduced=False)
+BACKWARD = Backward(backward, backward_columns, backward_segments, product=True)

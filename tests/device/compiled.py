@@ -1,0 +1,212 @@
+"""Every production kernel as PTX and as machine code of the GPU, without one: tests/test_cuda.py runs this.
+
+PTX comes from NVVM for an architecture that need not be here, cubins from ptxas.
+NUMBASOFT_ALL_KERNELS=1 compiles every kernel for every architecture, which takes minutes.
+"""
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+from numba import cuda
+from numba.cuda import dispatcher
+
+from numbasoft.cuda import copies, geometry, split
+from numbasoft.ops.log_softmax import cuda as log_softmax
+from numbasoft.ops.logsumexp import cuda as logsumexp
+from numbasoft.ops.softmax import cuda as softmax
+
+ARCHITECTURES = [(8, 0), (9, 0), (10, 0), (12, 0)]
+
+# Registers that a thread may have, by the launch that they must fit: 65536 for a block at least, and
+# for small rows few enough that a multiprocessor has a thousand threads.
+BUDGET = {"few": 64, "middle": 128, "many": 128, "segments": 168, "columns": 128, "copies": 40}
+
+
+class Kernel:
+    """A kernel, what it is launched with, and how many 16-byte accesses it has to have (None: any)."""
+
+    def __init__(self, factory, options, regime, threads, loads=None, stores=None):
+        self.factory, self.options, self.regime, self.threads = factory, options, regime, threads
+        self.loads, self.stores = loads, stores
+        room = factory.__module__.split(".")[-2]
+        self.name = f"{room}.{factory.__name__}-{'-'.join(map(str, options))}"
+
+
+def kernels(storage):
+    """All kernels for a storage type."""
+    kinds = (storage,)
+    for room in softmax, log_softmax, logsumexp:
+        stores = room is not logsumexp
+        for vectors, size in zip(geometry.VECTORS[storage], ("few", "middle", "many"), strict=True):
+            for aligned, masked in (True, False), (False, False), (False, True):
+                yield Kernel(
+                    room.forward, (*kinds, vectors, aligned, masked), size, geometry.MOST_THREADS,
+                    vectors, vectors * stores,
+                )  # fmt: skip
+        for masked in False, True:
+            yield Kernel(room.forward_columns, (*kinds, masked), "columns", geometry.MOST_COLUMN_THREADS)
+    n = geometry.SEGMENT_VECTORS[storage]
+    for room in softmax, log_softmax:
+        for vectors, size in zip(geometry.PAIR_VECTORS[storage], ("few", "middle", "many"), strict=True):
+            for aligned in True, False:
+                yield Kernel(
+                    room.backward,
+                    (*kinds, vectors, aligned),
+                    size,
+                    geometry.MOST_THREADS,
+                    2 * vectors,
+                    vectors,
+                )
+        yield Kernel(room.backward_columns, kinds, "columns", geometry.MOST_COLUMN_THREADS)
+        yield Kernel(room.backward_segments, kinds, "segments", geometry.SEGMENT_THREADS, 2 * n, n)
+    for last in softmax.divide, log_softmax.subtract:
+        for masked in False, True:
+            yield Kernel(last, (*kinds, masked), "segments", geometry.SEGMENT_THREADS, n, n)
+    yield Kernel(logsumexp.combine, kinds, "segments", geometry.SEGMENT_THREADS, 0, 0)
+    for masked in False, True:
+        yield Kernel(split.maxima, (*kinds, masked), "segments", geometry.SEGMENT_THREADS, n, 0)
+        for others in False, True:
+            yield Kernel(split.sums, (*kinds, masked, others), "segments", geometry.SEGMENT_THREADS, n, 0)
+    for product, last in itertools.product((False, True), repeat=2):
+        options = *kinds, product, last
+        yield Kernel(split.terms, options, "segments", geometry.SEGMENT_THREADS, 2 * n, 0)
+    few, middle, _ = geometry.VECTORS[storage]
+    for vectors, aligned in (few, True), (few, False), (middle, True), (middle, False):
+        size = "few" if vectors == few else "middle"
+        options = *kinds, vectors, aligned, storage
+        yield Kernel(logsumexp.backward, options, size, geometry.MOST_THREADS, vectors, vectors)
+    yield Kernel(logsumexp.backward_columns, (*kinds, storage), "columns", geometry.MOST_COLUMN_THREADS)
+
+
+# Of the kernels of a storage type every so many is compiled by default; of float32 every other.
+EVERY = {"f4": 2, "b2": 5, "f8": 8, "f2": 14}
+
+
+def chosen():
+    """Pairs of a kernel and an architecture: by default some kernels for one in turn, the largest for all."""
+    everything = os.environ.get("NUMBASOFT_ALL_KERNELS") == "1"
+    turn = itertools.cycle(ARCHITECTURES)
+    for storage, every in EVERY.items():
+        for i, kernel in enumerate(kernels(storage)):
+            largest = kernel.regime == "many" and kernel.options[2] is False and storage == "f4"
+            if everything or largest:
+                yield from ((kernel, cc) for cc in ARCHITECTURES)
+            elif i % every == 0:
+                yield kernel, next(turn)
+    for options in ("f4", "f4"), ("f8", "b2"), ("u8", "f8"), ("b1", "b1"):
+        yield Kernel(copies.copy, options, "copies", copies.THREADS), next(turn)
+
+
+def ptxas():
+    """NVIDIA's assembler: on the path, or from its wheel."""
+    found = shutil.which("ptxas")
+    wheels = Path(sysconfig.get_path("purelib")) / "nvidia"
+    return found or next((str(p) for p in wheels.glob("*/bin/ptxas")), None)
+
+
+@pytest.fixture(autouse=True)
+def any_device(monkeypatch):
+    """Device functions ask for a device while they are compiled; any will do."""
+
+    class Device:
+        compute_capability = 9, 0
+
+    monkeypatch.setattr(dispatcher, "get_current_device", lambda: Device)
+
+
+def assembled(ptx, cc, folder):
+    """Registers, bytes of stack and bytes spilled of a kernel's machine code."""
+    source = folder / "kernel.ptx"
+    source.write_text(ptx)
+    command = [ptxas(), "-v", f"-arch=sm_{cc[0]}{cc[1]}", str(source), "-o", str(folder / "kernel.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "kernel.cubin").stat().st_size > 0
+    registers = int(re.search(r"Used (\d+) registers", done.stderr)[1])
+    stack, stores, loads = map(
+        int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", done.stderr).groups()
+    )
+    return registers, stack, stores + loads
+
+
+def test_there_is_an_assembler():
+    assert ptxas(), "no ptxas: pip install 'nvidia-cuda-nvcc==13.0.*'"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "cc"), [pytest.param(k, cc, id=f"{k.name}-sm_{cc[0]}{cc[1]}") for k, cc in chosen()]
+)
+def test_kernel(kernel, cc, tmp_path, record_property):
+    function, signature = kernel.factory(*kernel.options)
+    ptx, _ = cuda.compile(function, signature, cc=cc, device=False, abi="numba", launch_bounds=kernel.threads)
+    narrow = "f8" not in kernel.options
+    if narrow and "u8" not in kernel.options:
+        assert ".f64" not in ptx
+    assert "ld.local" not in ptx and "st.local" not in ptx
+    assert ".extern .func" not in ptx
+    wide_loads = len(re.findall(r"ld\.global\S*\.v[24]\.b(?:32|64)", ptx))
+    wide_stores = len(re.findall(r"st\.global\S*\.v[24]\.b(?:32|64)", ptx))
+    if kernel.loads is not None:
+        assert (wide_loads, wide_stores) == (kernel.loads, kernel.stores)
+    registers, stack, spilled = assembled(ptx, cc, tmp_path)
+    record_property("registers", registers)
+    print(f"{kernel.name} sm_{cc[0]}{cc[1]}: {registers} registers")
+    assert registers <= BUDGET[kernel.regime]
+    assert spilled == 0
+    assert stack == 0 if narrow else stack <= 8  # float64 division is a call
+
+
+# --- functions for users' kernels --------------------------------------------------------------------------
+
+
+def test_the_documented_kernel_compiles(tmp_path):
+    from numbasoft.cuda import device
+
+    code = device.__doc__.partition("::\n\n")[2].partition("\n    attention_weights[")[0]
+    namespace = {}
+    exec("\n".join(line[4:] for line in code.splitlines()), namespace)
+    kernel = namespace["attention_weights"].py_func
+    matrix = cuda.types.float32[:, ::1]
+    types = (matrix, cuda.types.float32, cuda.types.int64, matrix)
+    for cc in ARCHITECTURES:
+        ptx, _ = cuda.compile(kernel, types, cc=cc, device=False, abi="numba", launch_bounds=128)
+        assert ".f64" not in ptx
+        assert len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)) == 9
+        assert len(re.findall(r"st\.global\S*\.v4\.b32", ptx)) == 9
+        registers, stack, spilled = assembled(ptx, cc, tmp_path)
+        assert registers <= 168 and (stack, spilled) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8"])
+def test_device_functions_compile(kind, tmp_path):
+    from numbasoft.cuda import device
+
+    CELLS = device.CELLS
+    load, store = device.loader(kind, 2), device.storer(kind, 2)
+    log_softmax_of, logsumexp_of, push = device.log_softmax(kind), device.logsumexp(kind), device.push(kind)
+    log1p, exp_below = device.log1p(kind), device.exp_below(kind)
+
+    def every_function(x, y):
+        cells = cuda.shared.array(CELLS, cuda.types.int64)
+        row, thread, n = device.first_row(64), device.place(64), x.shape[1]
+        at = device.address_of_row(x, row)
+        v = load(at, at, thread, 64, n)
+        y_row = log_softmax_of(v, 64, cells)
+        cuda.syncthreads()
+        lse = logsumexp_of(v, 64, cells)
+        one = device.largest_lane(v)
+        m, s, lost = push(one, one, one, v)
+        result = y_row + lse + exp_below(v, m) + log1p(s) + lost
+        store(device.address_of_row(y, row), at, thread, 64, n, True, result)
+
+    number = cuda.types.float32 if kind == "f4" else cuda.types.float64
+    ptx, _ = cuda.compile(every_function, (number[:, ::1],) * 2, cc=(9, 0), device=False, abi="numba")
+    assert (".f64" in ptx) == (kind == "f8")
+    _, stack, spilled = assembled(ptx, (9, 0), tmp_path)
+    assert spilled == 0 and stack <= (0 if kind == "f4" else 8)

@@ -1,0 +1,293 @@
+"""CUDA without a GPU: how rows are shared out, what errors say, and the tests that need a process of their own.
+
+The simulator has to be chosen before numba is imported, and compiling for a GPU that is not
+here needs a stand-in for its driver: tests/device/simulated.py and compiled.py are run by
+pytest in processes of their own, side by side. What remains for a GPU is in test_cuda_gpu.py.
+"""
+
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import numbasoft
+from numbasoft import cuda
+from numbasoft.cuda import geometry, layout
+
+STORAGES = ("f2", "b2", "f4", "f8")
+HERE = Path(__file__).parent
+
+# --- how a row is shared out -------------------------------------------------------------------------------
+
+
+def elements(vectors, team, lanes, offset):
+    """The elements of a row that begins ``offset`` elements behind a multiple of 16 bytes, in any order."""
+    thread, k, lane = np.ix_(range(team), range(vectors), range(lanes))
+    return ((thread + k * team) * lanes + lane - offset).ravel()
+
+
+@pytest.mark.parametrize("in_pairs", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_every_element_of_a_row_is_done_once(storage, in_pairs):
+    # by every thread's vectors, wherever the row begins, at every width that fits into registers
+    lanes = geometry.lanes(storage)
+    longest = max(n for n in range(0, 40_000, 8) if geometry.rows_launch(n, storage, False, in_pairs))
+    seen = set()
+    for n in range(1, longest + 1):
+        for aligned in (False, True) if n % lanes == 0 else (False,):
+            how = geometry.rows_launch(n, storage, aligned, in_pairs)
+            if how is None:
+                assert not aligned and n > longest - 2 * lanes
+                continue
+            assert how.threads % how.team == 0 and how.threads <= geometry.MOST_THREADS
+            assert how.team & (how.team - 1) == 0 if how.team <= 32 else how.team % 32 == 0
+            assert how.team <= 32 or how.threads == how.team
+            # no element is left out: the last one has a vector, wherever the row begins
+            most = 0 if aligned else lanes - 1
+            assert how.team * how.vectors * lanes - most >= n
+            if (how, n % lanes) not in seen:  # and none is done twice: every launch, every remainder
+                seen.add((how, n % lanes))
+                for offset in range(most + 1):
+                    j = elements(how.vectors, how.team, lanes, offset)
+                    j = j[(j >= 0) & (j < n)]
+                    assert j.size == n and np.unique(j).size == n
+    assert len({how for how, _ in seen}) >= 10
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_segments_make_up_a_row(storage):
+    length, lanes = geometry.segment_length(storage), geometry.lanes(storage)
+    assert length * geometry.ITEMSIZE[storage] % geometry.VECTOR_BYTES == 0
+    held = geometry.SEGMENT_THREADS * geometry.SEGMENT_VECTORS[storage] * lanes
+    assert held - (lanes - 1) >= length, "a segment fits wherever it begins"
+    widths = [*range(1, 3 * length), 50_257, 128_256, 262_144, 1_000_003, 10_000_000]
+    for n in widths:
+        count = geometry.segments_of(n, storage)
+        assert (count - 1) * length < n <= count * length
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_rows_without_sums_are_done_once(storage):
+    lanes = geometry.lanes(storage)
+    for n in [*range(1, 20_000), 50_257, 1_000_003]:
+        how, length = geometry.segments_launch(n, storage, False)
+        assert length == n or length * geometry.ITEMSIZE[storage] % geometry.VECTOR_BYTES == 0
+        assert how.team * how.vectors * lanes - (lanes - 1) >= length
+        assert how.team & (how.team - 1) == 0 if how.team <= 32 else how.team % 32 == 0
+        assert how.threads % how.team == 0 and how.threads <= geometry.MOST_THREADS
+
+
+def test_every_element_of_a_column_is_done_once():
+    for n in [*range(1, 700), 1000, 4096, 65_536]:
+        threads = geometry.column_threads(n)
+        share = threads // geometry.COLUMNS
+        assert share & (share - 1) == 0 and threads <= geometry.MOST_COLUMN_THREADS
+        start, round_, lane = np.ix_(
+            range(share), range(-(-n // (share * geometry.STRIDED_LANES))), range(geometry.STRIDED_LANES)
+        )
+        j = (start + (round_ * geometry.STRIDED_LANES + lane) * share).ravel()
+        j = j[j < n]
+        assert j.size == n and np.unique(j).size == n
+    for outer, inner in itertools.product((1, 3), range(1, 100)):
+        blocks = geometry.column_blocks(outer, inner)
+        assert blocks * geometry.COLUMNS >= outer * inner and blocks % outer == 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 31, 32, 33, 1000, 2**31, 2**33 + 1])
+def test_every_row_has_a_team(rows):
+    for n in (1, 10, 100, 1000, 5000):
+        how = geometry.rows_launch(n, "f4", False)
+        teams = how.blocks(rows) * (how.threads // how.team)
+        assert rows <= teams < rows + how.threads // how.team
+
+
+# --- layouts -----------------------------------------------------------------------------------------------
+
+
+def addresses(plan, i, axis_order):
+    """The addresses, relative to the first, of all elements of array i of a plan, by row."""
+    if isinstance(plan, layout.Rows):
+        row, j = np.ix_(range(plan.rows), range(plan.n))
+        return (row * plan.pitches[i] + j * plan.steps[i]).reshape(plan.rows, plan.n)
+    outer, step, inner = plan.strides[i]
+    a, k, j = np.ix_(range(plan.outer), range(plan.inner), range(plan.n))
+    return (a * outer + k * inner + j * step).reshape(-1, plan.n)
+
+
+VIEWS = {
+    "contiguous": lambda a: a,
+    "transposed": lambda a: a.T,
+    "every other row": lambda a: a[::2],
+    "every other element": lambda a: a[..., ::2],
+    "reversed": lambda a: a[:, ::-1],
+    "broadcast": lambda a: np.broadcast_to(a[:1], a.shape),
+    "middle": lambda a: a[:, 1:3],
+    "swapped": lambda a: a.swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_plan_names_every_element_once(view, axes):
+    x = VIEWS[view](np.zeros((4, 6, 10), np.float32))
+    y = np.zeros(x.shape, np.float32)
+    plan = layout.plan(x.shape, axes, [x.strides, y.strides], [4, 4])
+    if plan is None:
+        return
+    order = [i for i in range(3) if i not in axes] + list(axes)
+    for i, array in enumerate((x, y)):
+        got = addresses(plan, i, order)
+        want = sum(
+            s * np.arange(n).reshape([-1 if i == k else 1 for k in range(3)])
+            for i, (n, s) in enumerate(zip(array.shape, array.strides, strict=True))
+        )
+        want = want.transpose(order).reshape(got.shape)
+        if i == 0:
+            rows = sorted(map(tuple, got.tolist()))
+            assert rows == sorted(map(tuple, want.tolist()))
+    assert isinstance(plan, (layout.Rows, layout.Columns))
+
+
+def test_the_common_layouts_need_no_copy():
+    f4 = np.float32
+    for shape, axes, kind in (
+        ((8, 1000), (1,), layout.Rows), ((4, 8, 1000), (2,), layout.Rows), ((5, 6, 7), (1, 2), layout.Rows),
+        ((1000, 4096), (0,), layout.Columns), ((4, 1000, 64, 64), (1,), layout.Columns),
+        ((5, 6, 7), (0, 1), layout.Columns), ((5,), (0,), layout.Rows), ((), (), layout.Rows),
+    ):  # fmt: skip
+        x = np.zeros(shape, f4)
+        assert isinstance(layout.plan(shape, axes, [x.strides] * 2, [4, 4]), kind), shape
+
+
+def test_alignment():
+    assert layout.are_aligned([256, 512], [64, 64], 16, 4)
+    assert not layout.are_aligned([256, 516], [64, 64], 16, 4)
+    assert not layout.are_aligned([256], [68], 16, 4)
+    assert not layout.are_aligned([256], [], 50_257, 4)
+
+
+# --- errors ------------------------------------------------------------------------------------------------
+
+
+class Elsewhere:
+    """Looks like an array on a device, by one protocol or the other."""
+
+    def __init__(self, array, protocol="interface"):
+        self.shape, self.dtype = array.shape, array.dtype
+        if protocol == "interface":
+            self.__cuda_array_interface__ = {
+                "shape": array.shape, "typestr": array.dtype.str, "data": (512, False), "version": 3,
+            }  # fmt: skip
+        else:
+            self.__dlpack_device__ = lambda: (2, 0)
+
+
+CALLS = {
+    "softmax": lambda a, **o: numbasoft.softmax(a, **o),
+    "log_softmax": lambda a, **o: numbasoft.log_softmax(a, **o),
+    "logsumexp": lambda a, **o: numbasoft.logsumexp(a, **o),
+    "softmax_backward": lambda a, **o: numbasoft.softmax_backward(a, a, **o),
+    "log_softmax_backward": lambda a, **o: numbasoft.log_softmax_backward(a, a, **o),
+    "logsumexp_backward": lambda a, **o: numbasoft.logsumexp_backward(a, a, a, **o),
+}
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """``without(name)``: as if a package were not installed."""
+
+    def pretend(name):
+        found = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == name else found(n, *a))
+        cuda.reason.cache_clear()
+
+    yield pretend
+    monkeypatch.undo()
+    cuda.reason.cache_clear()
+
+
+@pytest.mark.parametrize("protocol", ["interface", "dlpack"])
+@pytest.mark.parametrize("name", CALLS)
+def test_without_numba_cuda_a_call_says_what_to_install(name, protocol, without):
+    # core Numba's own deprecated target is there, and is not used
+    without("numba_cuda")
+    with pytest.raises(ImportError, match=r"need numba-cuda.*pip install 'numbasoft\[cuda\]'"):
+        CALLS[name](Elsewhere(np.zeros((2, 3), np.float32), protocol))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_without_a_device_a_call_says_what_is_missing(name):
+    if cuda.reason() is None:
+        pytest.skip("there is a CUDA device")
+    with pytest.raises((ImportError, RuntimeError), match="numba-cuda") as caught:
+        CALLS[name](Elsewhere(np.zeros((2, 3), np.float32)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", ["interface", "dlpack"])
+def test_mixed_homes(protocol):
+    here = np.zeros((2, 3), np.float32)
+    there = Elsewhere(here, protocol)
+    for call in (
+        lambda: numbasoft.softmax(here, out=there),
+        lambda: numbasoft.softmax(there, out=here),
+        lambda: numbasoft.softmax(here, where=there),
+        lambda: numbasoft.log_softmax(there, where=here > 0),
+        lambda: numbasoft.logsumexp(there, out=np.zeros(2, np.float32)),
+        lambda: numbasoft.softmax_backward(here, there),
+        lambda: numbasoft.log_softmax_backward(there, here),
+        lambda: numbasoft.logsumexp_backward(1.0, there, there),
+    ):
+        with pytest.raises(TypeError, match=r"is on a CUDA device and .* is not"):
+            call()
+
+
+def test_a_stream_for_arrays_on_the_cpu():
+    for call in CALLS.values():
+        with pytest.raises(TypeError, match="stream is 7"):
+            call(np.zeros((2, 3), np.float32), stream=7)
+
+
+# --- processes of their own --------------------------------------------------------------------------------
+
+needs_numba_cuda = pytest.mark.skipif(
+    importlib.util.find_spec("numba_cuda") is None,
+    reason="numba-cuda is not installed: pip install '.[cuda-test]'",
+)
+PARTS = {"simulated": {"NUMBA_ENABLE_CUDASIM": "1"}, "compiled": {}}
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """Both, started together."""
+    package = Path(numbasoft.__file__).parents[1]
+    path = os.pathsep.join([str(package), str(HERE), os.environ.get("PYTHONPATH", "")])
+    started = {}
+    for part, environment in PARTS.items():
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not big"]
+        output = (tmp_path_factory.mktemp("device") / part).open("w+")
+        started[part] = subprocess.Popen(
+            [*command, str(HERE / "device" / f"{part}.py")], stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, **environment, "PYTHONPATH": path}, cwd=package,
+        ), output  # fmt: skip
+    yield started
+    for process, output in started.values():
+        process.kill()
+        process.wait()
+        output.close()
+
+
+@needs_numba_cuda
+@pytest.mark.parametrize("part", PARTS)
+def test_in_a_process_of_its_own(part, processes):
+    process, output = processes[part]
+    code = process.wait(timeout=900)
+    output.seek(0)
+    text = output.read()
+    assert code == 0, text[-8000:]
+    assert " passed" in text and " skipped" not in text

@@ -1,0 +1,392 @@
+"""On a GPU: ``python -m pytest -m gpu``. The contract, the same bits, the libraries whose arrays are taken.
+
+Needs numba-cuda and a device, and CuPy or PyTorch for what is said of their arrays. Nothing here needs
+the network, SciPy, hypothesis or ml_dtypes.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+from oracle import Format, check, limit
+from samples import BACKWARD, FORWARD, sample
+
+import numbasoft
+from numbasoft import cuda
+
+missing = cuda.reason()
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(missing is not None, reason=str(missing and missing[1])),
+]
+nan, inf = np.nan, np.inf
+
+by_name = pytest.mark.parametrize("name", FORWARD + BACKWARD)
+by_forward = pytest.mark.parametrize("name", FORWARD)
+by_dtype = pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+
+# On both sides of every change of kernel: parts of a warp, a warp, blocks, segments; odd and even.
+WIDTHS = [1, 2, 3, 7, 8, 10, 33, 64, 127, 128, 129, 256, 511, 512, 513, 1000, 1024, 2047, 4096, 4099, 8192,
+          8195, 12_289, 16_384, 16_387, 32_768, 50_257, 128_256]  # fmt: skip
+
+
+class NumbaArrays:
+    def there(self, array):
+        from numba import cuda as numba_cuda
+
+        return numba_cuda.to_device(array)
+
+    def here(self, array):
+        return array.copy_to_host()
+
+    def kind(self):
+        from numba.cuda.cudadrv.devicearray import DeviceNDArray
+
+        return DeviceNDArray
+
+
+class CuPyArrays:
+    def there(self, array):
+        import cupy
+
+        return cupy.asarray(array)
+
+    def here(self, array):
+        return array.get()
+
+    def kind(self):
+        import cupy
+
+        return cupy.ndarray
+
+
+class TorchTensors:
+    def there(self, array):
+        import torch
+
+        return torch.as_tensor(np.ascontiguousarray(array)).cuda()
+
+    def here(self, array):
+        return array.cpu().numpy()
+
+    def kind(self):
+        import torch
+
+        return torch.Tensor
+
+
+LIBRARIES = {"numba": NumbaArrays(), "cupy": CuPyArrays(), "torch": TorchTensors()}
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request):
+    if importlib.util.find_spec(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    return LIBRARIES[request.param]
+
+
+def run(name, arrays, axis=-1, library=LIBRARIES["numba"], **options):
+    options = {k: library.there(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    return library.here(getattr(numbasoft, name)(*map(library.there, arrays), axis, **options))
+
+
+def arguments(name, x, rng, axis=-1, temperature=1.0):
+    if name in FORWARD:
+        return [x]
+    y = run(name.removesuffix("_backward"), [x], axis, temperature=temperature)
+    grad = rng.standard_normal(y.shape).astype(x.dtype)
+    return [grad, x, y] if name == "logsumexp_backward" else [grad, y]
+
+
+def compare(name, x, rng, axis=-1, temperature=1.0, **options):
+    given = arguments(name, x, rng, axis, temperature)
+    got = run(name, given, axis, temperature=temperature, **options)
+    want = getattr(oracle, name)(*given, axis, temperature=temperature)
+    check(got, want, limit(name, x.dtype), f"{name} {x.dtype} {x.shape} axis {axis}")
+
+
+# --- accuracy ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+@by_dtype
+@by_name
+def test_every_width(name, dtype, n, rng):
+    compare(name, sample("random", rng, 3, n, dtype), rng)
+
+
+@pytest.mark.parametrize(
+    "family", ["wide", "offset", "confident", "tied", "tiny", "underflow", "ramp", "floor"]
+)
+@by_dtype
+@by_name
+def test_every_family(name, dtype, family, rng):
+    for n in (37, 1000, 5003):
+        compare(name, sample(family, rng, 5, n, dtype), rng)
+
+
+@pytest.mark.parametrize("temperature", [1e-35, 0.1, 1 / 3, 3.0, 1e3, 1e35])
+@by_dtype
+@by_forward
+def test_temperatures(name, dtype, temperature, rng):
+    compare(name, sample("magnitudes", rng, 5, 201, dtype), rng, temperature=temperature)
+
+
+def test_float32_softmax_of_very_many_short_rows(rng):
+    x = rng.normal(0, 3, (200_000, 24)).astype(np.float32)
+    exact = np.exp(x.astype(np.longdouble) - x.max(1, keepdims=True))
+    exact /= exact.sum(1, keepdims=True)
+    got = run("softmax", [x])
+    assert (abs(got - exact) / np.spacing(exact.astype(np.float32))).max() <= 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@by_forward
+def test_ten_million_elements_in_one_row(name, dtype, rng):
+    compare(name, rng.normal(0, 3, (1, 10_000_000)).astype(dtype), rng)
+
+
+def test_long_rows_of_equal_elements():
+    for n in (300_000, 10_000_000):
+        got = run("softmax", [np.zeros((2, n), np.float32)])
+        assert (got == np.float32(1 / n)).all()
+
+
+@pytest.mark.parametrize("n", [5, 1000, 1003, 50_257])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_bfloat16(name, n, rng):
+    torch = pytest.importorskip("torch")
+    half = torch.from_numpy(rng.normal(0, 3, (4, n)).astype(np.float32)).cuda().bfloat16()
+    y = getattr(numbasoft, name)(half)
+    assert y.dtype == torch.bfloat16
+    want = getattr(oracle, name)(half.float().cpu().numpy())
+    want.fmt = Format(8, -126, 127)
+    want.unit = oracle.unit_exponent(want.value, want.fmt)
+    check(y.float().cpu().numpy(), want, 0.51)
+    grad = torch.randn(y.shape, device="cuda").bfloat16()
+    dx = getattr(numbasoft, f"{name}_backward")(grad, y)
+    want = getattr(oracle, f"{name}_backward")(grad.float().cpu().numpy(), y.float().cpu().numpy())
+    want.free = oracle.unit_exponent(want.value, Format(8, -126, 127))
+    check(dx.float().cpu().numpy(), want, 4)
+
+
+# --- axes, layouts, masks, special values -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, (0, 1), (1, 2), (0, 2), None], ids=str)
+@by_dtype
+@by_name
+def test_axes(name, dtype, axis, rng):
+    compare(name, sample("random", rng, 7 * 33, 40, dtype).reshape(7, 33, 40), rng, axis)
+
+
+@pytest.mark.parametrize(
+    "view", ["transposed", "every other row", "every other element", "reversed", "shifted"]
+)
+def test_layouts(view, rng):
+    cupy = pytest.importorskip("cupy")
+    x = cupy.asarray(rng.normal(0, 3, (6, 70, 131)).astype(np.float32))
+    x = {
+        "transposed": lambda a: a.transpose(2, 0, 1), "every other row": lambda a: a[::2],
+        "every other element": lambda a: a[..., ::2], "reversed": lambda a: a[:, ::-1],
+        "shifted": lambda a: a[1:, 3:, 5:],
+    }[view](x)  # fmt: skip
+    for axis in (0, 1, -1, (0, 2)):
+        for name in FORWARD:
+            got, plain = (
+                getattr(numbasoft, name)(x, axis),
+                getattr(numbasoft, name)(cupy.ascontiguousarray(x), axis),
+            )
+            assert got.tobytes() == plain.tobytes()
+        out = cupy.zeros((*x.shape[:-1], 2 * x.shape[-1]), np.float32)[..., ::2]
+        assert numbasoft.softmax(x, axis, out=out) is out
+        assert cupy.ascontiguousarray(out).tobytes() == numbasoft.softmax(x, axis).tobytes()
+
+
+@by_dtype
+@by_forward
+def test_special_rows(name, dtype):
+    rows = [[1, 2, 3], [0, nan, 1], [inf, nan, 1], [0, inf, 1], [inf, 0, inf], [-inf] * 3]
+    want = {"logsumexp": [nan, nan, inf, inf, -inf]}.get(name, [nan] * 5)
+    for width in (3, 400, 5000, 70_000):
+        x = np.full((6, width), -inf)
+        x[:, :3] = rows
+        got = run(name, [x.astype(dtype)]).astype(float)
+        assert np.isfinite(got[0] if name != "log_softmax" else got[0, :3]).all()
+        for row, answer in zip(got[1:], want, strict=True):
+            np.testing.assert_array_equal(row, np.full(np.shape(row), answer))
+
+
+@by_dtype
+@by_forward
+def test_masks(name, dtype, rng):
+    for n in (9, 600, 5001, 40_001):
+        x = sample("random", rng, 4, n, dtype)
+        where = rng.random((4, n)) < 0.6
+        where[2] = False
+        other = np.where(where, x, np.array(nan).astype(dtype))
+        got = run(name, [other], where=where)
+        check(got, getattr(oracle, name)(x, where=where), limit(name, x.dtype))
+        got = run(name, [np.ascontiguousarray(other.T)], 0, where=np.ascontiguousarray(where.T))
+        check(got, getattr(oracle, name)(np.ascontiguousarray(x.T), 0, where=where.T), limit(name, x.dtype))
+
+
+# --- the same bits -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [3, 64, 1000, 1003, 5003, 20_001, 70_001])
+@by_dtype
+@by_name
+def test_the_bits_depend_on_the_row_alone(name, dtype, n, rng):
+    x = sample("random", rng, 9, n, dtype)
+    given = arguments(name, x, rng)
+    batch = run(name, given)
+    for i in (0, 3, 8):
+        alone = run(name, [a[i : i + 1] for a in given])
+        assert alone.tobytes() == batch[i : i + 1].tobytes(), "alone, and so aligned otherwise"
+    assert run(name, given).tobytes() == batch.tobytes(), "again"
+    flipped = [np.ascontiguousarray(a.T) for a in given]
+    got = run(name, flipped, 0)
+    assert np.ascontiguousarray(got.T).tobytes() == batch.tobytes(), "along another axis"
+
+
+# --- libraries, streams, graphs ----------------------------------------------------------------------------
+
+
+@by_name
+def test_results_are_of_the_kind_of_the_input(name, library, rng):
+    x = rng.normal(0, 3, (5, 50)).astype(np.float32)
+    given = [library.there(a) for a in arguments(name, x, rng)]
+    got = getattr(numbasoft, name)(*given)
+    assert isinstance(got, library.kind())
+    out = library.there(np.zeros_like(library.here(got)))
+    assert getattr(numbasoft, name)(*given, out=out) is out
+    assert library.here(out).tobytes() == library.here(got).tobytes()
+
+
+def test_streams_of_every_library(rng):
+    cupy, torch = pytest.importorskip("cupy"), pytest.importorskip("torch")
+    from numba import cuda as numba_cuda
+
+    host = rng.normal(0, 3, (500, 1000)).astype(np.float32)
+    want = run("softmax", [host])
+    x = cupy.asarray(host)
+    cupy.cuda.Device().synchronize()
+    for stream in numba_cuda.stream(), cupy.cuda.Stream(), torch.cuda.Stream(), cupy.cuda.Stream().ptr:
+        y = numbasoft.softmax(x, stream=stream)
+        torch.cuda.synchronize()
+        assert y.get().tobytes() == want.tobytes()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        t = torch.from_numpy(host).cuda()
+        assert numbasoft.softmax(t).cpu().numpy().tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("n", [1000, 100_003])
+def test_capture_in_a_graph(n, rng):
+    torch = pytest.importorskip("torch")
+    x = torch.zeros((4, n), device="cuda")
+    y = torch.empty_like(x)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        numbasoft.softmax(x, out=y)  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        numbasoft.softmax(x, out=y)
+    host = rng.normal(0, 3, (4, n)).astype(np.float32)
+    x.copy_(torch.from_numpy(host))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert y.cpu().numpy().tobytes() == run("softmax", [host]).tobytes()
+
+
+def test_bad_input(rng):
+    torch = pytest.importorskip("torch")
+    x = torch.zeros((2, 3), device="cuda")
+    for call, error, sentence in (
+        (lambda: numbasoft.softmax(x.requires_grad_()), TypeError, "x requires grad"),
+        (lambda: numbasoft.softmax(x.detach().to(torch.complex64)), TypeError, "x has dtype complex64"),
+        (lambda: numbasoft.softmax(x.detach(), out=x.detach().cpu()), TypeError, "out is not"),
+        (lambda: numbasoft.softmax(x.detach(), out=x.detach().expand(2, 3).T), ValueError, "out has shape"),
+        (lambda: numbasoft.softmax(torch.zeros(8, device="cuda"), out=x[:0]), ValueError, "out has shape"),
+    ):
+        with pytest.raises(error, match=sentence):
+            call()
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="cannot ask how many GPUs there are")
+def test_the_arrays_own_device(rng):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU only")
+    host = rng.normal(0, 3, (50, 1000)).astype(np.float32)
+    x = torch.from_numpy(host).to("cuda:1")
+    y = numbasoft.softmax(x)
+    assert y.device == x.device and y.cpu().numpy().tobytes() == run("softmax", [host]).tobytes()
+    with pytest.raises(ValueError, match="another device"):
+        numbasoft.softmax(x, stream=torch.cuda.Stream(device="cuda:0"))
+    with pytest.raises(ValueError, match="on device 0"):
+        numbasoft.softmax(x, out=torch.empty((50, 1000), device="cuda:0"))
+
+
+# --- what people read and build on, and memory --------------------------------------------------------------
+
+
+def test_literal_kernels(rng):
+    from numba import cuda as numba_cuda
+
+    x = rng.normal(0, 3, (20, 50, 30))
+    for axis in range(3):
+        for name in ("softmax", "log_softmax"):
+            got = getattr(cuda.literal, name)(numba_cuda.to_device(x), axis).copy_to_host()
+            np.testing.assert_allclose(got, getattr(numbasoft.literal, name)(x, axis), rtol=1e-13)
+
+
+def test_the_documented_kernel(rng):
+    from numba import cuda as numba_cuda
+
+    code = cuda.device.__doc__.partition("::\n\n")[2].partition("\n    attention_weights[")[0]
+    namespace = {}
+    exec("\n".join(line[4:] for line in code.splitlines()), namespace)
+    queries, keys, d = 100, 999, 64
+    scores = rng.normal(0, 8, (3 * queries, keys)).astype(np.float32)
+    weights = numba_cuda.to_device(np.zeros_like(scores))
+    launch = namespace["attention_weights"][-(-len(scores) // 4), 128]
+    launch(numba_cuda.to_device(scores), np.float32(d**-0.5), queries, weights)
+    allowed = np.arange(keys) <= np.arange(len(scores))[:, None] % queries
+    check(weights.copy_to_host(), oracle.softmax(scores * np.float32(d**-0.5), where=allowed), 2)
+
+
+SMALL_CALLS = """
+import numpy as np, numbasoft
+from numba import cuda
+for dtype in (np.float16, np.float32, np.float64):
+    for n in (1, 7, 33, 130, 1003, 9001, 40001):
+        x = cuda.to_device(np.random.default_rng(0).normal(0, 3, (3, n)).astype(dtype))
+        w = cuda.to_device(np.ones((3, n), bool))
+        y, log_y, lse = numbasoft.softmax(x, where=w), numbasoft.log_softmax(x), numbasoft.logsumexp(x)
+        numbasoft.softmax(x, 0), numbasoft.log_softmax(x, 0, where=w), numbasoft.logsumexp(x, 0)
+        numbasoft.softmax_backward(x, y), numbasoft.log_softmax_backward(x, log_y)
+        numbasoft.logsumexp_backward(lse, x, lse), numbasoft.softmax_backward(x, y, 0)
+cuda.synchronize()
+"""
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck"])
+def test_compute_sanitizer(tool):
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed")
+    package = str(Path(numbasoft.__file__).parents[1])
+    done = subprocess.run(
+        [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SMALL_CALLS],
+        capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "PYTHONPATH": package, "NUMBA_CUDA_USE_NVIDIA_BINDING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
