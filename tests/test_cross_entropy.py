@@ -386,6 +386,13 @@ def test_the_gradient_may_overwrite_the_logits(axis, rng):
         assert place.tobytes() == grad.tobytes()
 
 
+def test_the_gradient_may_overwrite_the_logits_on_many_threads(rng):
+    x, target = rng.normal(0, 3, (41, 1001)).astype("f4"), rng.integers(1001, size=41)
+    _, grad = cross_entropy_value_and_grad(x, target)
+    cross_entropy_value_and_grad(x, target, out=x)
+    assert x.tobytes() == grad.tobytes()
+
+
 @pytest.mark.parametrize("kind", ["last axis", "first axis"])
 def test_there_is_no_temporary_of_the_logits_size(kind, rng):
     axis = -1 if kind == "last axis" else 0
