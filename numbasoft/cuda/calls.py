@@ -94,7 +94,7 @@ def forward_steps(operation, storage, temperature, masked, where_from, aligned, 
     rows, n, pitches, steps = where_from
     of_mask = (mask, pitches[1], steps[1]) if masked else (0, 0, 0)
     source, result = (x, pitches[0], *of_mask), (y, pitches[-1])
-    how = geometry.rows_launch(n, storage, aligned)
+    how = geometry.rows_launch(n, storage, aligned, in_pairs=masked)
     if how:
         options = (storage, how.vectors, aligned, masked)
         arguments = *source, rows, n, how.team, *numbers, *result
