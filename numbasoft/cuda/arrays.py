@@ -161,6 +161,23 @@ def home_of(value):
     return CUPY if top == "cupy" else OTHER
 
 
+def quick_look(value):
+    """An array's address and all else that a launch depends on, or None where a closer look is needed."""
+    home = home_of(value)
+    if home is TORCH:
+        if value.requires_grad or value.is_conj() or value.is_neg():
+            return None
+        return value.data_ptr(), (TORCH, value.dtype, value.shape, value.stride(), value.device.index)
+    if home is CUPY:
+        return value.data.ptr, (CUPY, value.dtype, value.shape, value.strides, value.device.id)
+    if home is NUMBA and SIMULATED:
+        host = value._ary
+        return host.ctypes.data, (NUMBA, host.dtype, host.shape, host.strides, host.flags.writeable)
+    if home is NUMBA and not value.stream:
+        return value.device_ctypes_pointer.value or 0, (NUMBA, value.dtype, value.shape, value.strides)
+    return None
+
+
 def described_by_interface(value, name, home):
     given = value.__cuda_array_interface__
     dtype = getattr(value, "dtype", None)

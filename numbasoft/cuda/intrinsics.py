@@ -896,17 +896,12 @@ def keeper(storage, vectors):
         def lower(context, builder, sig, args):
             address, mask, step = args[:3]
             where = [address, address, *(as_i32(builder, a) for a in args[3:])]
-            zero, result = ir.Constant(I8, 0), []
-            for _, start, _, _ in pieces(builder, where, storage, vectors, False):
-                for j, is_inside in elements_inside(builder, start, where[3], lanes):
-
-                    def one(j=j):
-                        at = builder.add(mask, builder.mul(builder.sext(j, I64), step))
-                        return [builder.load(builder.inttoptr(at, ir.PointerType(I8, 1)))]
-
-                    (byte,) = when(builder, is_inside, one, [zero])
-                    result.append(builder.icmp_unsigned("!=", byte, zero))
-            return assembled(builder, result)
+            places = [
+                place
+                for start, _, _ in pieces(builder, where, storage, vectors, False)
+                for place in elements_inside(builder, start, where[4], lanes)
+            ]
+            return assembled(builder, bytes_at(builder, mask, step, places))
 
         return Mask(lanes * vectors)(address, mask, step, thread, team, n), lower
 

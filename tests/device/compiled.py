@@ -43,12 +43,11 @@ def kernels(storage):
     kinds = (storage,)
     for room in softmax, log_softmax, logsumexp:
         stores = room is not logsumexp
-        for vectors, size in zip(geometry.VECTORS[storage], ("few", "middle", "many"), strict=True):
-            for aligned, masked in (True, False), (False, False), (False, True):
-                yield Kernel(
-                    room.forward, (*kinds, vectors, aligned, masked), size, geometry.MOST_THREADS,
-                    vectors, vectors * stores,
-                )  # fmt: skip
+        for aligned, masked in (True, False), (False, False), (False, True):
+            held = (geometry.PAIR_VECTORS if masked else geometry.VECTORS)[storage]
+            for vectors, size in zip(held, ("few", "middle", "many"), strict=True):
+                options = *kinds, vectors, aligned, masked
+                yield Kernel(room.forward, options, size, geometry.MOST_THREADS, vectors, vectors * stores)
         for masked in False, True:
             yield Kernel(room.forward_columns, (*kinds, masked), "columns", geometry.MOST_COLUMN_THREADS)
     n = geometry.SEGMENT_VECTORS[storage]

@@ -33,6 +33,7 @@ by_name = pytest.mark.parametrize("name", FORWARD + BACKWARD)
 def forget():
     for steps in calls.forward_steps, calls.backward_steps, calls.logsumexp_backward_steps:
         steps.cache_clear()
+    calls.REPEATED.clear()
 
 
 @pytest.fixture
@@ -353,6 +354,27 @@ def test_out_and_in_place(rng, one_thread):
         grad = there(np.ones_like(x))
         assert numbasoft.softmax_backward(grad, d, axis, out=grad) is grad
         np.testing.assert_allclose(here(grad), 0, atol=1e-15)
+
+
+def test_repeated_calls_skip_the_checks_and_nothing_else(rng, one_thread, monkeypatch):
+    x, out = there(rng.normal(0, 3, (3, 8))), there(np.zeros((3, 8)))
+    numbasoft.softmax(x, out=out)
+    other, second = there(rng.normal(0, 3, (3, 8))), there(np.zeros((3, 8)))
+    with monkeypatch.context() as patch:
+        patch.setattr(calls, "describe", None)
+        assert numbasoft.softmax(other, out=second) is second
+    np.testing.assert_allclose(here(second), numbasoft.softmax(here(other)), rtol=1e-15)
+    for change in {"axis": 0}, {"temperature": 2.0}:
+        numbasoft.softmax(other, out=second, **change)
+        np.testing.assert_allclose(here(second), numbasoft.softmax(here(other), **change), rtol=1e-15)
+    memory = there(np.zeros((4, 8)))
+    with pytest.raises(ValueError, match="out overlaps x"):
+        numbasoft.softmax(memory[:3], out=memory[1:])
+    assert numbasoft.softmax(other, out=other) is other
+    numbasoft.softmax_backward(x, out, out=second)
+    want = here(second)
+    numbasoft.softmax_backward(x, out, out=second)
+    np.testing.assert_array_equal(here(second), want)
 
 
 def test_logsumexp_shapes(rng, one_thread):

@@ -72,7 +72,7 @@ def log_softmax(
     >>> numbasoft.log_softmax(np.array([-1.0, 10.0, 5000.0]))
     array([-5001., -4990.,     0.])
     """
-    if arrays.plain_size(x, axis, temperature, where, out):
+    if stream is None and arrays.plain_size(x, axis, temperature, where, out):
         y = np.empty_like(x) if out is None else out
         wide = is_wide(x.dtype)
         forward(x, None, y, (*elementary.scale(1.0, wide), *elementary.inverse(1.0, wide)))
@@ -168,7 +168,7 @@ def log_softmax_backward(
     >>> numbasoft.log_softmax_backward(np.array([0.0, 0.0, -1.0]), log_y)
     array([ 0.09003057,  0.24472847, -0.33475904])
     """
-    if arrays.are_plain(grad, log_y, axis, temperature, out):
+    if stream is None and arrays.are_plain(grad, log_y, axis, temperature, out):
         dx = np.empty_like(log_y) if out is None else out
         backward(grad, log_y, dx, *elementary.scale(1.0, is_wide(log_y.dtype)), 1.0)
         return dx

@@ -102,7 +102,7 @@ def softmax(
     >>> numbasoft.softmax(np.array([1.0, 2.0, 3.0]))
     array([0.09003057, 0.24472847, 0.66524096])
     """
-    size = arrays.plain_size(x, axis, temperature, where, out)
+    size = arrays.plain_size(x, axis, temperature, where, out) if stream is None else 0
     if size:
         if out is None:
             y = x.copy() if size <= TINY else np.empty_like(x)
@@ -214,7 +214,7 @@ def softmax_backward(
     >>> numbasoft.softmax_backward(np.array([1.0, 0.0, 0.0]), y)
     array([ 0.08192507, -0.02203304, -0.05989202])
     """
-    if arrays.are_plain(grad, y, axis, temperature, out):
+    if stream is None and arrays.are_plain(grad, y, axis, temperature, out):
         dx = np.empty_like(y) if out is None else out
         backward(grad, y, dx, 1.0)
         return dx
