@@ -323,6 +323,16 @@ def test_log_softmax_of_logits_that_overflow_at_a_small_temperature():
         assert y[0] == 0 and y[1] == -np.inf and np.isfinite(y[2])
 
 
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize(
+    ("dtype", "x"), [(np.float32, [-3.3e38, 0.6e38]), (np.float64, [-1.77e308, 1.5e307])]
+)
+def test_log_softmax_where_a_difference_overflows_but_not_its_quotient(dtype, x, rows):
+    x = np.tile(np.array(x, dtype), (rows, 1))
+    want = (x[0, 0] / 10 - x[0, 1] / 10, 0)
+    np.testing.assert_allclose(numbasoft.log_softmax(x, temperature=10), np.tile(want, (rows, 1)), rtol=1e-6)
+
+
 def test_out_may_be_x_seen_through_another_stride_of_a_single_row():
     a = np.arange(5, dtype=np.float32)
     expected = numbasoft.softmax(a)
