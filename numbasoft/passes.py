@@ -212,6 +212,16 @@ def row_scaled(e, e_at, n, factor, y, at):
         store_part(y, at, n, fma(a, factor[0], a * factor[1]))
 
 
+def largest_safe(x):
+    """Up to this no difference of two elements overflows the computing type."""
+
+
+@overload(largest_safe, **INLINE)
+def largest_safe_by_type(x):
+    safe = float(np.finfo(np.float64 if x.dtype == types.float64 else np.float32).max) / 4
+    return lambda x: safe
+
+
 @inline
 def row_quotients(x, at, mask, mask_at, n, shift, high, low, factor, y, y_at):
     """Loops 2 and 4 once more from x, where the exponentials were not kept."""
@@ -260,8 +270,8 @@ def row_differences(x, at, mask, mask_at, n, subtrahend, y, y_at):
 def row_logarithms(x, at, mask, mask_at, n, m, inverse, logarithms, y, y_at):
     """Loop 5 of log_softmax with any T: (x[j] - m) / T - l for every element."""
     w = lanes(x)
-    # x[j] - m may overflow though its quotient by T does not: then both are made smaller first
-    reduced = 0.25 if inverse[0] < 1.0 else 1.0
+    # x[j] - m may overflow though its quotient by T does not, and two_sum where m is huge: both are made smaller
+    reduced = 0.25 if inverse[0] < 1.0 or abs(np.float64(m)) > largest_safe(x) else 1.0
     inverse = (inverse[0] / reduced, inverse[1] / reduced)
     j = 0
     while j + w <= n:

@@ -2,7 +2,7 @@
 
 The simulator has to be chosen before numba is imported, and compiling for a GPU that is not
 here needs a stand-in for its driver: tests/device/simulated.py and compiled.py are run by
-pytest in processes of their own, side by side. What remains for a GPU is in test_cuda_gpu.py.
+pytest in processes of their own. What remains for a GPU is in test_cuda_gpu.py.
 """
 
 import importlib.util
@@ -262,32 +262,15 @@ needs_numba_cuda = pytest.mark.skipif(
 PARTS = {"simulated": {"NUMBA_ENABLE_CUDASIM": "1"}, "compiled": {}}
 
 
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    """Both, started together."""
-    package = Path(numbasoft.__file__).parents[1]
-    path = os.pathsep.join([str(package), str(HERE), os.environ.get("PYTHONPATH", "")])
-    started = {}
-    for part, environment in PARTS.items():
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not big"]
-        output = (tmp_path_factory.mktemp("device") / part).open("w+")
-        started[part] = subprocess.Popen(
-            [*command, str(HERE / "device" / f"{part}.py")], stdout=output, stderr=subprocess.STDOUT,
-            env={**os.environ, **environment, "PYTHONPATH": path}, cwd=package,
-        ), output  # fmt: skip
-    yield started
-    for process, output in started.values():
-        process.kill()
-        process.wait()
-        output.close()
-
-
 @needs_numba_cuda
 @pytest.mark.parametrize("part", PARTS)
-def test_in_a_process_of_its_own(part, processes):
-    process, output = processes[part]
-    code = process.wait(timeout=900)
-    output.seek(0)
-    text = output.read()
-    assert code == 0, text[-8000:]
-    assert " passed" in text and " skipped" not in text
+def test_in_a_process_of_its_own(part):
+    package = Path(numbasoft.__file__).parents[1]
+    path = os.pathsep.join([str(package), str(HERE), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not big"]
+    done = subprocess.run(
+        [*command, str(HERE / "device" / f"{part}.py")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, **PARTS[part], "PYTHONPATH": path}, cwd=package, timeout=900, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert " passed" in done.stdout and " skipped" not in done.stdout
