@@ -61,7 +61,8 @@ def copy(to, source):
     """
     a, b = (as_matrix(source), as_matrix(to)) if source.dtype == to.dtype else (None, None)
     if a is None or b is None or a.shape != b.shape or 1 in a.shape:
-        np.copyto(to, source, casting="unsafe")
+        with np.errstate(over="ignore", under="ignore"):  # a float64 result may end at infinity, or at 0
+            np.copyto(to, source, casting="unsafe")
         return
     if b.strides[0] == b.itemsize:
         a, b = a.T, b.T

@@ -338,3 +338,12 @@ def test_out_may_be_x_seen_through_another_stride_of_a_single_row():
     expected = numbasoft.softmax(a)
     numbasoft.softmax(a.reshape(1, 5), out=a[None, :])
     np.testing.assert_array_equal(a, expected)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_no_floating_point_error_is_raised_where_results_are_rounded_to_float32(name):
+    # at such a temperature float32 is computed in float64
+    x = np.array([[3e38, 0.0, -9.5e-39]], np.float32)
+    with np.errstate(all="raise"):
+        y = getattr(numbasoft, name)(x, temperature=1e-40)
+    np.testing.assert_array_equal(y, [[1, 0, 0]] if name == "softmax" else [[0, -np.inf, -np.inf]])

@@ -153,7 +153,8 @@ def log_softmax_backward(
         dx, within 4 ULP of the larger of the result and the largest of the terms ``g[j]``
         and ``exp(log_y[j]) * g[k]``. Where ``log_y`` is -inf it is exactly 0 and ``grad``
         does not count, even if it is NaN. A row of float64 gradients whose sum overflows,
-        which takes some near 1e308, is NaN.
+        which takes some near 1e308, is NaN; probabilities below 2**-184 (float64: 2**-1220)
+        count as 0, which only gradients above 1e18 (float64: 1e58) would show.
 
     Raises
     ------
