@@ -86,6 +86,8 @@ def documented_modules():
 @pytest.mark.parametrize("name", sorted(documented_modules()))
 def test_examples_in_modules(name):
     # whichever examples there are in the docstrings of a module's own functions
+    if ".cuda" in name.removeprefix("numbasoft.cuda") or name.startswith("numbasoft.cuda."):
+        pytest.importorskip("numba_cuda", reason=f"{name} needs numba-cuda, which is not installed")
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
