@@ -25,7 +25,7 @@ ARCHITECTURES = [(8, 0), (9, 0), (10, 0), (12, 0)]
 
 # Registers that a thread may have, by the launch that they must fit: 65536 for a block at least, and
 # for small rows few enough that a multiprocessor has a thousand threads.
-BUDGET = {"few": 64, "middle": 128, "many": 128, "segments": 192, "columns": 128, "copies": 40}
+BUDGET = {"few": 64, "middle": 128, "many": 128, "segments": 168, "columns": 128, "copies": 40}
 
 
 class Kernel:

@@ -284,11 +284,8 @@ def subtract(storage, masked):
         thread, team = cuda.threadIdx.x, cuda.blockDim.x
         at = x + row * x_pitch + begin * itemsize
         high, low = vector_of(high), vector_of(low)
-        v = load(at, at, thread, team, inside)
         is_empty = False
         if masked:
-            mask_at = mask + row * mask_pitch + begin * mask_step
-            v = select(kept_of(at, mask_at, mask_step, thread, team, inside), v, -INFINITY)
             is_empty = count_over(work, row, segments, KEPT, cells, 7) == 0
         m = maximum_of(high, work, row, segments, MAXIMUM, cells, 0)
         second = second_of(m, work, row, segments, cells, 1)
@@ -296,6 +293,10 @@ def subtract(storage, masked):
         total = sum_over(work, row, segments, cells, 3)
         log = log_of_row(m, second, maxima, total, high, low)
         inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
+        v = load(at, at, thread, team, inside)  # only now: held through the sums it takes 178 registers with a mask
+        if masked:
+            mask_at = mask + row * mask_pitch + begin * mask_step
+            v = select(kept_of(at, mask_at, mask_step, thread, team, inside), v, -INFINITY)
         result = logarithm(v, m, inverse, inverse_rest, log, is_empty)
         store(y + row * y_pitch + begin * itemsize, at, thread, team, inside, True, result)
 
