@@ -293,7 +293,8 @@ def subtract(storage, masked):
         total = sum_over(work, row, segments, cells, 3)
         log = log_of_row(m, second, maxima, total, high, low)
         inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
-        v = load(at, at, thread, team, inside)  # only now: held through the sums it takes 178 registers with a mask
+        # The row is loaded only now: held through the sums it takes 178 registers with a mask.
+        v = load(at, at, thread, team, inside)
         if masked:
             mask_at = mask + row * mask_pitch + begin * mask_step
             v = select(kept_of(at, mask_at, mask_step, thread, team, inside), v, -INFINITY)
