@@ -27,10 +27,12 @@ from .vector import (
     fma,
     low_bits_as_exponent,
     maximum,
+    narrowed,
     operand,
     scaled_entry,
     select,
     splat,
+    widened,
 )
 
 LOG2_E = Fraction("1.4426950408889634073599246810018921374266459541529859341354494069")
@@ -53,6 +55,8 @@ OFFSET_32, OFFSET_64 = 59.875, 200.0
 # as the power of two does; with it all eight entries lie within 0.04 ULP of a float32.
 CENTRE = 1.0877149105072021
 TABLE = tuple(int(np.float32(CENTRE * 2.0 ** (j / 8)).view(np.int32)) - (j << 20) for j in range(8))
+
+MAX_32, MAX_64 = float(np.finfo(np.float32).max), float(np.finfo(np.float64).max)
 
 # Adding and subtracting these rounds to 1/8 (float32) and to an integer (float64).
 ROUND_32, ROUND_64 = 1.5 * 2.0**20, 1.5 * 2.0**52
@@ -215,33 +219,57 @@ def split_64(c, near, unit, rest_of_unit, high):
     return c, magic, rest, (k - (OFFSET_64 + 1021.0)) / high, 0.0 - k
 
 
-def shift_of_lse(lse, temperature, inverse_high, inverse_low, high):
+def shift_of_lse(lse, temperature, high):
     """As ``shift_of``, for exp(x / T - lse): ``exponential`` then is that times ``largest``."""
 
 
 @overload(shift_of_lse, **INLINE)
-def shift_of_lse_by_type(lse, temperature, inverse_high, inverse_low, high):
+def shift_of_lse_by_type(lse, temperature, high):
     return shift_of_lse_64 if lse.element == types.float64 else shift_of_lse_32
 
 
-def shift_of_lse_32(lse, temperature, inverse_high, inverse_low, high):
-    c, near = near_part_of_lse(lse, temperature, inverse_high, inverse_low)
-    return split_32(c, near, LOG2_E_32, LOG2_E_REST_32, high)
+def shift_of_lse_32(lse, temperature, high):
+    wide = widened(lse)
+    c = narrowed(far_part_of_lse(wide, temperature, MAX_32))
+    near, _, infinite = near_part_of_lse(wide, temperature, widened(c), MAX_32)
+    rounded = narrowed(near)
+    shift = split_32(c * narrowed(infinite), rounded, LOG2_E_32, LOG2_E_REST_32, high)
+    return moved(shift, narrowed(near - widened(rounded)), LOG2_E_32)
 
 
-def shift_of_lse_64(lse, temperature, inverse_high, inverse_low, high):
-    c, near = near_part_of_lse(lse, temperature, inverse_high, inverse_low)
-    return split_64(c, near, LOG2_E_64, LOG2_E_REST_64, high)
+def shift_of_lse_64(lse, temperature, high):
+    c = far_part_of_lse(lse, temperature, MAX_64)
+    near, lost, infinite = near_part_of_lse(lse, temperature, c, MAX_64)
+    return moved(split_64(c * infinite, near, LOG2_E_64, LOG2_E_REST_64, high), lost, LOG2_E_64)
 
 
 @inline
-def near_part_of_lse(lse, temperature, inverse_high, inverse_low):
-    """(c, lse - c / T): c is about lse * T where that is far from zero, else 0."""
-    is_far = maximum(lse, 0.0 - lse) >= FAR
-    c = select(is_far, lse * temperature, 0.0)
-    near = fma(0.0 - c, inverse_low, fma(0.0 - c, inverse_high, lse))
-    is_infinite = maximum(c, 0.0 - c) == np.inf
-    return c, select(is_infinite, 0.0, near)  # then c alone decides
+def moved(shift, near, unit):
+    """A shift, and besides by a little."""
+    return shift[0], shift[1], fma(near, -unit, shift[2]), shift[3], shift[4]
+
+
+@inline
+def far_part_of_lse(lse, temperature, most):
+    """c, about lse * T where lse is far from zero, else 0, of at most the largest number."""
+    c = select(maximum(lse, 0.0 - lse) >= FAR, lse * temperature, 0.0)
+    return select(c > most, most, select(c < -most, -most, c))
+
+
+@inline
+def near_part_of_lse(lse, temperature, c, most):
+    """lse - c / T in two parts, for c in the computing type, and a factor for c.
+
+    That is 1, or infinity where the difference is so large that c alone decides.
+    """
+    rest = fma(lse, temperature, 0.0 - c)
+    is_beyond = maximum(rest, 0.0 - rest) > most * 2.0**-20
+    near = rest / temperature
+    lost = fma(near, -temperature, rest) / temperature
+    is_near = c == 0.0
+    near, lost = select(is_near, lse, near), select(is_near, 0.0, lost)
+    infinite = select(is_beyond, splat(lse, np.inf), 1.0)
+    return select(is_beyond, 0.0, near), select(is_beyond, 0.0, lost), infinite
 
 
 @inline

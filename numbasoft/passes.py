@@ -325,31 +325,31 @@ def row_dot(a, a_at, b, b_at, n, unless_zero):
 
 
 @inline
-def segment_sum(a, a_at, b, b_at, n):
-    """The sum of a[j] over a segment in two parts; where b[j] is -inf, a[j] does not count."""
-    one = filled(b, 1.0)
-    total = dot_start(one)
+def segment_sum(a, a_at, b, b_at, n, factor):
+    """The sum of factor * a[j] over a segment in two parts; where b[j] is -inf, a[j] does not count."""
+    factor = filled(b, factor)
+    total = dot_start(factor)
     w = lanes(b)
     j = 0
     while j + w <= n:
         v = load(b, b_at + j)
-        total = dot_push(total, select(v == -np.inf, 0.0, load(a, a_at + j)), one)
+        total = dot_push(total, select(v == -np.inf, 0.0, load(a, a_at + j)), factor)
         j += w
     if j < n:
         v = load_part(b, b_at + j, n - j, -np.inf)
-        total = dot_push(total, select(v == -np.inf, 0.0, load_part(a, a_at + j, n - j, 0.0)), one)
+        total = dot_push(total, select(v == -np.inf, 0.0, load_part(a, a_at + j, n - j, 0.0)), factor)
     return sum_end(total)
 
 
 @inline
-def row_sum(a, a_at, b, b_at, n):
-    """The sum of a[j] over a row in two parts; where b[j] is -inf, a[j] does not count."""
+def row_sum(a, a_at, b, b_at, n, factor):
+    """The sum of factor * a[j] over a row in two parts; where b[j] is -inf, a[j] does not count."""
     length = segment_length(n)
     total = 0.0
     lost = 0.0
     j = 0
     while j < n:
-        s = segment_sum(a, a_at + j, b, b_at + j, min(length, n - j))
+        s = segment_sum(a, a_at + j, b, b_at + j, min(length, n - j), factor)
         total, lost = sum_joined(b, total, lost, s)
         j += length
     return total, lost

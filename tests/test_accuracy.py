@@ -1,5 +1,7 @@
 """Every line of the accuracy contract, against the oracle, in ULP of the exact result."""
 
+from fractions import Fraction
+
 import numpy as np
 import oracle
 import pytest
@@ -304,6 +306,59 @@ def test_a_large_gradient_of_an_underflowing_term(dtype):
     compare_backward("logsumexp_backward", (big, x, zero))
     grad = np.array([big, 0, 0, 0], dtype)
     compare_backward("log_softmax_backward", (grad, x))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0, 1e-5, 1e20])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_log_softmax_backward_at_the_ends_of_the_range(dtype, temperature, rng):
+    # sums of gradients that overflow, probabilities below the smallest float, subnormals that 1 / T enlarges
+    finfo = np.finfo(DTYPES[dtype])
+    depth = -float(np.log(float(finfo.tiny)))
+    for exponent in (
+        0,
+        finfo.maxexp // 2,
+        finfo.maxexp - 30,
+        finfo.maxexp - 1,
+        finfo.minexp // 2,
+        finfo.minexp - 5,
+    ):
+        for spread in (1.0, 0.3 * depth, 1.9 * depth):
+            log_y = (-spread * rng.random((8, 6))).astype(dtype)
+            log_y[0, 3] = -np.inf
+            g = np.ldexp(rng.uniform(-1, 1, (8, 6)), int(exponent)).astype(dtype)
+            g[4:] *= rng.permuted(np.eye(6), axis=0)[:4].astype(dtype)  # one gradient, the others 0
+            g[2] = abs(g[2])
+            compare_backward("log_softmax_backward", (g, log_y), temperature=temperature)
+
+
+@pytest.mark.parametrize("n", [5, 300, 40_000])
+def test_a_sum_of_gradients_that_overflows(n, rng):
+    # n = 40,000: a row shared by threads
+    g = np.full((1, n), 1.7e308)
+    g[0, ::2] = -1.7e308
+    g[0, :3] = 1.7e308  # sums of 3 and more overflow on the way
+    log_y = np.full((1, n), -np.log(4.0))
+    compare_backward("log_softmax_backward", (g, log_y))
+    compare_backward("log_softmax_backward", (g, log_y), temperature=4.0)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 3.0, 10.0, 1e5, 1e-5])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logsumexp_backward_of_huge_logits(dtype, temperature, rng):
+    # x / T - lse is small though neither is, and no rounded 1 / T gives it
+    top, dtype = np.finfo(dtype).maxexp, DTYPES[dtype]
+    lse = np.ldexp(rng.integers(1, 9, 300).astype(float), rng.integers(12, top - 25, 300)).astype(dtype)
+    lse[200:] = rng.uniform(2**13, 2**16, 100)
+    with np.errstate(over="ignore"):
+        x = (lse.astype(np.longdouble) * temperature).astype(dtype)
+    lse, x = lse[np.isfinite(x)], x[np.isfinite(x)]
+    exact = [
+        Fraction(float(a)) / Fraction(temperature) - Fraction(float(b)) for a, b in zip(x, lse, strict=True)
+    ]
+    close = np.array([abs(v) < 30 for v in exact])
+    assert close.sum() >= 50
+    grad = rng.standard_normal((close.sum(), 1)).astype(dtype)
+    compare_backward("logsumexp_backward", (grad, x[close, None], lse[close, None]), temperature=temperature)
 
 
 # --- the oracle itself -------------------------------------------------------------------------------------

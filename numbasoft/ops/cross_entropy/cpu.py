@@ -465,7 +465,7 @@ def rows_from_lse(
         if k == IGNORED:
             row_filled(dx, dx_at, n, 0.0)
             continue
-        s = shift_of_lse(filled(x, lse[i]), temperature, inverse_high, inverse_low, high)
+        s = shift_of_lse(filled(x, lse[i]), temperature, high)
         shift = first_lanes(s, parts)
         unit = g[i] * inverse if np.isfinite(lse[i]) else np.nan
         extra = 2.0 * z * lse[i] if z != 0.0 else 0.0

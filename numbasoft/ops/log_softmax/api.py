@@ -152,9 +152,7 @@ def log_softmax_backward(
     numpy.ndarray
         dx, within 4 ULP of the larger of the result and the largest of the terms ``g[j]``
         and ``exp(log_y[j]) * g[k]``. Where ``log_y`` is -inf it is exactly 0 and ``grad``
-        does not count, even if it is NaN. A row of float64 gradients whose sum overflows,
-        which takes some near 1e308, is NaN; probabilities below 2**-184 (float64: 2**-1220)
-        count as 0, which only gradients above 1e18 (float64: 1e58) would show.
+        does not count, even if it is NaN.
 
     Raises
     ------
@@ -171,7 +169,7 @@ def log_softmax_backward(
     """
     if stream is None and arrays.are_plain(grad, log_y, axis, temperature, out):
         dx = np.empty_like(log_y) if out is None else out
-        backward(grad, log_y, dx, *elementary.scale(1.0, is_wide(log_y.dtype)), 1.0)
+        backward(grad, log_y, dx, *elementary.scale(1.0, is_wide(log_y.dtype)), 1.0, 0.0)
         return dx
     if arrays.on_device(stream, grad=grad, log_y=log_y, out=out):
         calls = arrays.device_calls()
@@ -194,23 +192,32 @@ def log_softmax_backward(
     if log_y.dtype != dtype:  # bool and integers
         grad, log_y = grad.astype(dtype), log_y.astype(dtype)
     compute = computing_dtype(dtype, t)
-    high, low = elementary.scale(1.0, is_wide(compute))
-    arrays.over_rows(lambda full, _: backward(*full, high, low, 1 / t), [grad, log_y, dx], [], axes, compute)
+    factors = *elementary.scale(1.0, is_wide(compute)), *elementary.inverse(t, True)
+    arrays.over_rows(lambda full, _: backward(*full, *factors), [grad, log_y, dx], [], axes, compute)
     return dx
 
 
-def backward(g, log_y, dx, high, low, inverse):
+def backward(g, log_y, dx, *factors):
     """The gradient of the rows of log_y into dx."""
     if split_rows(*log_y.shape):
-        split_backward(g, log_y, dx, high, low, inverse)
+        split_backward(g, log_y, dx, factors)
         return
-    inputs = (g, log_y, high, low, inverse)
+    inputs = (g, log_y, *factors)
     launch(cpu.backward, cpu.backward_parallel, g.dtype, inputs, (dx,), log_y.shape[0], log_y.size)
 
 
-def split_backward(g, log_y, dx, high, low, inverse):
+def split_backward(g, log_y, dx, factors):
     """``backward`` for few long rows, each shared by all threads."""
-    sums, key, size = np.empty((segments_of(*g.shape), 2)), g.dtype, g.size
-    launch(cpu.sums_of_gradients, cpu.sums_of_gradients_parallel, key, (g, log_y), (sums,), len(sums), size)
-    inputs = g, log_y, high, low, inverse, sums
-    launch(cpu.backward_segments, cpu.backward_segments_parallel, key, inputs, (dx,), len(sums), size)
+    units, key = segments_of(*g.shape), g.dtype
+
+    def sums_of(factor):
+        sums = np.empty((units, 2))
+        run = cpu.sums_of_gradients, cpu.sums_of_gradients_parallel
+        launch(*run, key, (g, log_y, factor), (sums,), units, g.size)
+        return sums
+
+    sums = smaller_sums = sums_of(1.0)
+    if not np.abs(sums).max() < 1e300:  # then a row's may overflow
+        smaller_sums = sums_of(cpu.SMALLER)
+    inputs = g, log_y, *factors, sums, smaller_sums
+    launch(cpu.backward_segments, cpu.backward_segments_parallel, key, inputs, (dx,), units, g.size)

@@ -1,5 +1,7 @@
 """log_softmax on the CPU, forward and backward: the five loops, a tile of rows at a time."""
 
+import math
+
 import numpy as np
 from numba import prange, types
 from numba.extending import overload
@@ -35,9 +37,11 @@ from ...vector import (
     lanes,
     load,
     load_part,
+    maximum,
     narrowed,
     row_at,
     select,
+    splat,
     stack_array,
     store,
     store_part,
@@ -169,13 +173,21 @@ def subtract_parallel(x, mask, m, logarithms, inverse_high, inverse_low, y, bloc
         subtract_segment(x, mask, m, logarithms, inverse_high, inverse_low, unit, y)
 
 
+# A sum of gradients larger than this may lift a probability below the smallest float to a normal
+# number; then its root is squared.
+LARGE = 2.0**30
+# A sum of float64 gradients that overflows is taken of gradients this much smaller.
+SMALLER = 2.0**-40
+
+
 @inline
 def backward_rows(
     g,  # IN   (rows, n) the gradient with respect to log_y
     log_y,  # IN   (rows, n) what forward gave
     high,  # IN   log2(e) in two parts
     low,
-    inverse,  # IN   1 / T
+    inverse,  # IN   1 / T in two parts
+    inverse_low,
     start,  # IN   the rows to do: start <= i < stop
     stop,
     dx,  # OUT  (rows, n) (g - exp(log_y) * sum g) / T
@@ -184,64 +196,120 @@ def backward_rows(
     shift = row_shift(log_y, 0.0, high, low)  # of a maximum of 0: none
     for i in range(start, stop):
         g_at, at, dx_at = row_at(g, i), row_at(log_y, i), row_at(dx, i)
-        total = row_sum(g, g_at, log_y, at, n)
-        gradients_of(g, g_at, log_y, at, n, total, shift, high, low, inverse, dx, dx_at)
+        total, size = row_sum(g, g_at, log_y, at, n, 1.0), 1.0
+        if not np.isfinite(total[0]):
+            total, size = row_sum(g, g_at, log_y, at, n, SMALLER), 1.0 / SMALLER
+        gradients_of(g, g_at, log_y, at, n, total, size, shift, high, low, (inverse, inverse_low), dx, dx_at)
 
 
 @inline
-def gradients_of(g, g_at, log_y, at, n, total, shift, high, low, inverse, dx, dx_at):
-    """(g - exp(log_y) * total) / T over a row or a segment of it."""
-    # a small sum is not divided, or it would underflow: the exponentials are
-    part = 1.0 / largest(g) if abs(total[0]) < 1.0 else 1.0
-    other_part = 1.0 / largest(g) / part
-    both = two_parts((total[0] * other_part, total[1] * other_part), g)
-    if inverse == 1.0:
+def gradients_of(g, g_at, log_y, at, n, total, size, shift, high, low, inverse, dx, dx_at):
+    """(g - exp(log_y) * total * size) / T over a row or a segment of it."""
+    if inverse[0] == 1.0 and size == 1.0 and abs(total[0]) < LARGE:
+        # a small sum is not divided, or it would underflow: the exponentials are
+        part = 1.0 / largest(g) if abs(total[0]) < 1.0 else 1.0
+        other_part = 1.0 / largest(g) / part
+        both = two_parts((total[0] * other_part, total[1] * other_part), g)
         row_gradients(g, g_at, log_y, at, n, both, part, shift, high, low, None, dx, dx_at)
     else:
-        row_gradients(g, g_at, log_y, at, n, both, part, shift, high, low, inverse, dx, dx_at)
+        is_root = not abs(total[0]) * size * max(inverse[0], 1.0) < LARGE
+        part = 0.5 if is_root else 1.0
+        of_part = row_shift(log_y, 0.0, high * part, low * part)
+        numbers = factors(g, total, size, is_root, inverse)
+        row_gradients(g, g_at, log_y, at, n, numbers, 1.0, of_part, high * part, low * part, True, dx, dx_at)
+
+
+def factors(like, total, size, is_root, inverse):
+    """What makes p / T * sum g of e, which is ``largest`` times p or, where ``is_root``, p's square root.
+
+    With (a, b, unit) it is (a * e + b) * (unit * e); a and b are in two parts in float64.
+    """
+
+
+@overload(factors, **INLINE)
+def factors_by_type(like, total, size, is_root, inverse):
+    return factors_64 if like.dtype == types.float64 else factors_32
+
+
+def factors_32(like, total, size, is_root, inverse):
+    # for float64, where none of this over- or underflows
+    s = (total[0] + total[1]) * size * inverse[0] / largest(like)
+    return (s / largest(like), 0.0, inverse[0]) if is_root else (0.0, s, inverse[0])
+
+
+def factors_64(like, total, size, is_root, inverse):
+    # no step may overflow, nor be a subnormal that a later one enlarges
+    if is_root:
+        s, unit = size * SMALLER / largest(like), 1.0 / SMALLER / largest(like)
+    else:
+        s = 2.0**-100 if abs(total[0]) * min(inverse[0], 1.0) > 2.0**-800 else 1.0
+        unit = 1.0 / s / largest(like)
+    t = filled(like, total[0] * s)
+    high = t * inverse[0]
+    low = fma(t, inverse[0], 0.0 - high) + fma(t, inverse[1], filled(like, total[1] * s * inverse[0]))
+    zero = filled(like, 0.0)
+    low = select(low == low, low, zero)  # NaN beside an infinite sum
+    # where g / T might overflow, though the difference does not, all is done a power of two smaller
+    exponent = min(math.frexp(inverse[0])[1], 1000) if inverse[0] > 1.0 else 0
+    ends = (1.0 if exponent > 0 else np.inf), 2.0**-exponent, 2.0**exponent
+    if is_root:
+        return high, low, zero, zero, unit, inverse[0], ends
+    return zero, zero, high, low, unit, inverse[0], ends
 
 
 @inline
-def row_gradients(g, g_at, log_y, at, n, total, part, shift, high, low, inverse, dx, dx_at):
+def row_gradients(g, g_at, log_y, at, n, total, part, shift, high, low, is_divided, dx, dx_at):
     w = lanes(g)
     c = coefficients(filled(g, 0.0))
     j = 0
     while j + w <= n:
         v = load(log_y, at + j)
         e = probability(v, shift, high, low, c) * part
-        store(dx, dx_at + j, gradient(load(g, g_at + j), v, e, total, inverse))
+        store(dx, dx_at + j, gradient(load(g, g_at + j), v, e, total, is_divided))
         j += w
     if j < n:
         v = load_part(log_y, at + j, n - j, 0.0)
         e = probability(v, shift, high, low, c) * part
         a = load_part(g, g_at + j, n - j, 0.0)
-        store_part(dx, dx_at + j, n - j, gradient(a, v, e, total, inverse))
+        store_part(dx, dx_at + j, n - j, gradient(a, v, e, total, is_divided))
 
 
-def gradient(g, v, e, total, inverse):
-    """(g - e * total) / T, 0 where v is -inf: there the probability is exactly 0."""
+def gradient(g, v, e, total, is_divided):
+    """(g - p * total) / T, 0 where v is -inf: there the probability p is exactly 0.
+
+    Where ``is_divided`` is None T is 1 and p or the total was multiplied by 1 / ``largest``; else
+    ``total`` are ``factors``.
+    """
 
 
 @overload(gradient, **INLINE)
-def gradient_by_type(g, v, e, total, inverse):
-    if inverse == types.none:
+def gradient_by_type(g, v, e, total, is_divided):
+    if is_divided == types.none:
         return undivided
     return divided_64 if g.element == types.float64 else divided_32
 
 
-@inline
-def undivided(g, v, e, total, inverse):
+def undivided(g, v, e, total, is_divided):
     return select(v == -np.inf, 0.0, fma(e, 0.0 - total[0], g) - e * total[1])
 
 
-def divided_64(g, v, e, total, inverse):
-    return undivided(g, v, e, total, None) * inverse
+def divided_64(g, v, e, total, is_divided):
+    a0, a1, b0, b1, unit, inverse, (limit, down, up) = total
+    is_large = maximum(g, 0.0 - g) > limit
+    size = select(is_large, splat(g, down), 1.0)
+    p = e * unit
+    high = fma(e, a0, b0)
+    low = fma(e, a1, b1) + fma(e, a0, b0 - high)
+    low = select(low == low, low, 0.0)  # NaN beside an infinite sum
+    d = fma(p, 0.0 - high * size, g * (size * inverse)) - p * (low * size)
+    return select(v == -np.inf, 0.0, select(is_large, d * up, d))
 
 
-def divided_32(g, v, e, total, inverse):
+def divided_32(g, v, e, total, is_divided):
     # in float64: a subnormal difference must not be rounded before it is enlarged
-    exact = (0.0 - np.float64(total[0])) - total[1]
-    dx = fma(widened(e), exact, widened(g)) * inverse
+    a, b, inverse = total
+    p = widened(e)
+    dx = fma(p, 0.0 - fma(p, a, splat(p, b)), widened(g) * inverse)
     return select(v == -np.inf, 0.0, narrowed(dx))
 
 
@@ -253,56 +321,61 @@ def probability(v, shift, high, low, c):
 
 
 @kernel
-def backward(g, log_y, high, low, inverse, dx):
-    backward_rows(g, log_y, high, low, inverse, 0, g.shape[0], dx)
+def backward(g, log_y, high, low, inverse, inverse_low, dx):
+    backward_rows(g, log_y, high, low, inverse, inverse_low, 0, g.shape[0], dx)
 
 
 @parallel_kernel
-def backward_parallel(g, log_y, high, low, inverse, dx, blocks):
+def backward_parallel(g, log_y, high, low, inverse, inverse_low, dx, blocks):
     rows = g.shape[0]
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
-        backward_rows(g, log_y, high, low, inverse, start, stop, dx)
+        backward_rows(g, log_y, high, low, inverse, inverse_low, start, stop, dx)
 
 
 @inline
-def sum_of_segment(g, log_y, unit, sums):
+def sum_of_segment(g, log_y, factor, unit, sums):
     i, first, count = place(unit, g.shape[1])
     g_at, at = row_at(g, i) + first, row_at(log_y, i) + first
-    sums[unit, 0], sums[unit, 1] = segment_sum(g, g_at, log_y, at, count)
+    sums[unit, 0], sums[unit, 1] = segment_sum(g, g_at, log_y, at, count, factor)
 
 
 @kernel
-def sums_of_gradients(g, log_y, sums):
-    """sum g, segment by segment, for few long rows (see numbasoft.split)."""
+def sums_of_gradients(g, log_y, factor, sums):
+    """sum g times a power of two, segment by segment, for few long rows (see numbasoft.split)."""
     for unit in range(sums.shape[0]):
-        sum_of_segment(g, log_y, unit, sums)
+        sum_of_segment(g, log_y, factor, unit, sums)
 
 
 @parallel_kernel
-def sums_of_gradients_parallel(g, log_y, sums, blocks):
+def sums_of_gradients_parallel(g, log_y, factor, sums, blocks):
     for unit in prange(sums.shape[0]):
-        sum_of_segment(g, log_y, unit, sums)
+        sum_of_segment(g, log_y, factor, unit, sums)
 
 
 @inline
-def backward_segment(g, log_y, high, low, inverse, sums, unit, dx):
+def backward_segment(g, log_y, high, low, inverse, inverse_low, sums, smaller_sums, unit, dx):
     n = g.shape[1]
     i, first, count = place(unit, n)
-    total = row_total(g, sums, unit - unit % segment_count(n), n)
+    total, size = row_total(g, sums, unit - unit % segment_count(n), n), 1.0
+    if not np.isfinite(total[0]):
+        total, size = row_total(g, smaller_sums, unit - unit % segment_count(n), n), 1.0 / SMALLER
     g_at, at, dx_at = row_at(g, i) + first, row_at(log_y, i) + first, row_at(dx, i) + first
     shift = row_shift(log_y, 0.0, high, low)
-    gradients_of(g, g_at, log_y, at, count, total, shift, high, low, inverse, dx, dx_at)
+    gradients_of(g, g_at, log_y, at, count, total, size, shift, high, low, (inverse, inverse_low), dx, dx_at)
 
 
 @kernel
-def backward_segments(g, log_y, high, low, inverse, sums, dx):
-    """(g - exp(log_y) * sum g) / T, segment by segment, for few long rows."""
+def backward_segments(g, log_y, high, low, inverse, inverse_low, sums, smaller_sums, dx):
+    """(g - exp(log_y) * sum g) / T, segment by segment, for few long rows.
+
+    ``smaller_sums`` are those of g times ``SMALLER``, for rows whose sum overflows.
+    """
     for unit in range(sums.shape[0]):
-        backward_segment(g, log_y, high, low, inverse, sums, unit, dx)
+        backward_segment(g, log_y, high, low, inverse, inverse_low, sums, smaller_sums, unit, dx)
 
 
 @parallel_kernel
-def backward_segments_parallel(g, log_y, high, low, inverse, sums, dx, blocks):
+def backward_segments_parallel(g, log_y, high, low, inverse, inverse_low, sums, smaller_sums, dx, blocks):
     for unit in prange(sums.shape[0]):
-        backward_segment(g, log_y, high, low, inverse, sums, unit, dx)
+        backward_segment(g, log_y, high, low, inverse, inverse_low, sums, smaller_sums, unit, dx)

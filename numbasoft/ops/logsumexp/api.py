@@ -201,7 +201,7 @@ def logsumexp_backward(
     for v in g, s:
         v[np.isnan(v)] = np.nan  # some NaN would become a number when rounded to bfloat16
     reduced = [g, s]
-    factors = (*elementary.scale(t, wide), t, *elementary.inverse(t, wide))
+    factors = (*elementary.scale(t, wide), t)
     arrays.over_rows(
         lambda full, reduced: backward(*full, *reduced, factors), [x, dx], reduced, axes, compute
     )

@@ -130,35 +130,31 @@ def backward_rows(
     lse,  # IN   (rows,) what forward gave, in the computing type
     high,  # IN   log2(e) / T in two parts
     low,
-    temperature,  # IN   T, and 1 / T in two parts
-    inverse_high,
-    inverse_low,
+    temperature,  # IN   T
     start,  # IN   the rows to do: start <= i < stop
     stop,
     dx,  # OUT  (rows, n) g * exp(x / T - lse) / T
 ):
-    inverse = (inverse_high, inverse_low)
     for i in range(start, stop):
         at, dx_at = row_at(x, i), row_at(dx, i)
-        gradients_of(g[i], x, at, x.shape[1], lse[i], high, low, temperature, inverse, dx, dx_at)
+        gradients_of(g[i], x, at, x.shape[1], lse[i], high, low, temperature, dx, dx_at)
 
 
 @inline
-def gradients_of(g, x, at, n, lse, high, low, temperature, inverse, dx, dx_at):
+def gradients_of(g, x, at, n, lse, high, low, temperature, dx, dx_at):
     """g * exp(x / T - lse) / T over a row or a segment of it."""
     # A probability too small for a float may matter beside a large g: then its root is squared.
     is_root = abs(g) > LARGE
     part = 0.5 if is_root else 1.0
-    s = shift_of_lse(
-        filled(x, lse * part), temperature / part, inverse[0] * part, inverse[1] * part, high * part
-    )
+    s = shift_of_lse(filled(x, lse * part), temperature / part, high * part)
     shift = first_lanes(s, stack_array(x, 80))
     limit = g * np.inf if g != 0.0 else 0.0
-    if np.isfinite(lse) and 1.0 / LARGE < abs(g * inverse[0]) and not is_root:
-        factor = (g * inverse[0] / largest(x), limit)
+    inverse = 1.0 / temperature
+    if np.isfinite(lse) and 1.0 / LARGE < abs(g * inverse) and not is_root:
+        factor = (g * inverse / largest(x), limit)
         row_gradients(x, at, n, factor, shift, high, low, dx, dx_at)
     else:
-        factors = four_factors(g, inverse[0], largest(x), is_root, limit)
+        factors = four_factors(g, inverse, largest(x), is_root, limit)
         row_gradients(x, at, n, factors, shift, high * part, low * part, dx, dx_at)
 
 
@@ -236,33 +232,33 @@ def limited(v, e, dx, factor, shift, high):
 
 
 @kernel
-def backward(g, x, lse, high, low, temperature, inverse_high, inverse_low, dx):
-    backward_rows(g, x, lse, high, low, temperature, inverse_high, inverse_low, 0, x.shape[0], dx)
+def backward(g, x, lse, high, low, temperature, dx):
+    backward_rows(g, x, lse, high, low, temperature, 0, x.shape[0], dx)
 
 
 @parallel_kernel
-def backward_parallel(g, x, lse, high, low, temperature, inverse_high, inverse_low, dx, blocks):
+def backward_parallel(g, x, lse, high, low, temperature, dx, blocks):
     rows = x.shape[0]
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
-        backward_rows(g, x, lse, high, low, temperature, inverse_high, inverse_low, start, stop, dx)
+        backward_rows(g, x, lse, high, low, temperature, start, stop, dx)
 
 
 @inline
-def backward_segment(g, x, lse, high, low, temperature, inverse_high, inverse_low, unit, dx):
+def backward_segment(g, x, lse, high, low, temperature, unit, dx):
     i, first, count = place(unit, x.shape[1])
-    at, dx_at, inverse = row_at(x, i) + first, row_at(dx, i) + first, (inverse_high, inverse_low)
-    gradients_of(g[i], x, at, count, lse[i], high, low, temperature, inverse, dx, dx_at)
+    at, dx_at = row_at(x, i) + first, row_at(dx, i) + first
+    gradients_of(g[i], x, at, count, lse[i], high, low, temperature, dx, dx_at)
 
 
 @kernel
-def backward_segments(g, x, lse, high, low, temperature, inverse_high, inverse_low, dx):
+def backward_segments(g, x, lse, high, low, temperature, dx):
     """``backward`` segment by segment, for few long rows (see numbasoft.split)."""
     for unit in range(x.shape[0] * segment_count(x.shape[1])):
-        backward_segment(g, x, lse, high, low, temperature, inverse_high, inverse_low, unit, dx)
+        backward_segment(g, x, lse, high, low, temperature, unit, dx)
 
 
 @parallel_kernel
-def backward_segments_parallel(g, x, lse, high, low, temperature, inverse_high, inverse_low, dx, blocks):
+def backward_segments_parallel(g, x, lse, high, low, temperature, dx, blocks):
     for unit in prange(x.shape[0] * segment_count(x.shape[1])):
-        backward_segment(g, x, lse, high, low, temperature, inverse_high, inverse_low, unit, dx)
+        backward_segment(g, x, lse, high, low, temperature, unit, dx)
