@@ -51,6 +51,7 @@ WORKLOADS = (
     Workload("softmax", (1000, 512), axis=0),
     *(Workload(f, (256, 1000), dtype) for f in FORWARD[1:] for dtype in ("float32", "float64")),
     *(Workload(f, (256, 1000), dtype) for f in BACKWARD for dtype in ("float32", "float64")),
+    Workload("cross_entropy_value_and_grad", (256, 1000)),
 )
 
 
@@ -177,7 +178,15 @@ def is_less_accurate(record: dict) -> bool:
     return new > record["bound"] >= old or new > old + ULP_TOLERANCE
 
 
+def known(packages, works, threads: int) -> list[Workload]:
+    """The workloads that both commits have."""
+    with workers(packages, threads) as both:
+        names = [set(answer["functions"]) for answer in at_once(both, task="functions")]
+    return [work for work in works if all(work.function in name for name in names)]
+
+
 def compare(packages, works, *, threshold: float, threads: int, count: bool = False) -> dict:
+    asked, works = works, known(packages, works, threads)
     named = {work.function for work in works}
     named |= {function.removesuffix("_backward") for function in named}  # gives the backward pass its input
     functions = [function for function in (*FORWARD, *BACKWARD) if function in named]
@@ -192,6 +201,7 @@ def compare(packages, works, *, threshold: float, threads: int, count: bool = Fa
     return {
         "threshold": threshold,
         "threads": threads,
+        "left_out": [work.name for work in asked if work not in works],
         "speed": [
             {
                 "workload": work.name,
@@ -215,6 +225,7 @@ def show(result: dict) -> str:
             f"{row['workload']:44} {row['ratio']:16.3f}   "
             f"{min(row['pairs']):.3f} to {max(row['pairs']):.3f} of {len(row['pairs'])}{executed}{verdict}"
         )
+    lines += [f"{name:44} left out: one of the commits has no such workload" for name in result["left_out"]]
     worse = [r for r in result["accuracy"] if r["worse"]]
     lines.append("")
     lines += [

@@ -4,6 +4,7 @@ import statistics
 
 import numba
 
+import numbasoft
 from numbasoft import jit, literal
 from numbasoft.report import rivals, worker, workloads
 
@@ -18,20 +19,24 @@ TRACKED = {
         workloads.Workload("softmax", (8, 16, 1024, 1024)),
         workloads.Workload("log_softmax", (1000, 4096), axis=0),
         workloads.Workload("softmax_backward", (1000, 4096), axis=0),
+        *(work for work in workloads.LOSS if work.bytes_moved < 1 << 27),
     )
 }
 
 
-def prepared(work, threads, library=rivals.NumbasoftGiven):
+def prepared(work, threads, library=None):
     """A call of one workload that is compiled and has its memory."""
+    if not hasattr(numbasoft, work.function):
+        raise NotImplementedError(f"this commit has no {work.function}")
     numba.set_num_threads(threads)
+    library = rivals.ours(work) if library is None else library
     call, _ = library(threads).prepare(work, work.inputs())
     call()
     return call
 
 
 class Speed:
-    """Every function, dtype, axis and layout class, into a given output."""
+    """Every function, dtype, axis and layout class, into a given output where the function takes one."""
 
     params = (list(TRACKED), list(THREADS))
     param_names = ("workload", "threads")

@@ -300,6 +300,22 @@ def test_workload_table():
     assert len(np.unique(x)) > 1000
 
 
+@pytest.mark.parametrize("function", workloads.LOSSES)
+def test_losses_of_the_workload_table(function):
+    # the expected values come from NumPy, the rival's from its own formula
+    work = workloads.Workload(function, (4, 7, 5), axis=1)
+    arrays = work.inputs()
+    expected = work.expected(arrays)
+    assert expected.size == np.prod(work.out_shape)
+    for library in (rivals.ours(work), rivals.NumPy):
+        call, read = library(1).prepare(work, arrays)
+        assert work.difference(read(call()), expected) <= 1
+        assert work.difference(read(call()) + 0.01, expected) > 1
+    if not work.takes_out:
+        with pytest.raises(NotImplementedError, match="out="):
+            rivals.NumbasoftGiven(1).prepare(work, arrays)
+
+
 def test_importing_numbasoft_imports_no_report_and_no_cuda():
     ran = python("-c", "import sys, numbasoft; print([m for m in sys.modules if 'numbasoft.report' in m])")
     assert ran.stdout == "[]\n"

@@ -12,11 +12,13 @@ def library(request):
     chosen = rivals.EVERYONE[request.config.getoption("--library")]
     missing = chosen.missing()
     if missing:
-        pytest.skip(f"{missing} is not installed")
+        pytest.skip(f"{chosen.name} needs {missing}, which is not here")
     return chosen(request.config.getoption("--threads"))
 
 
-@pytest.mark.parametrize("work", workloads.REPORT, ids=lambda work: work.name)
+@pytest.mark.parametrize(
+    "work", dict.fromkeys((*workloads.REPORT, *workloads.LOSS)), ids=lambda work: work.name
+)
 def test_compare(benchmark, request, library, work):
     inputs = work.inputs()
     if request.config.getoption("--small") and work.bytes_moved > SMALL:

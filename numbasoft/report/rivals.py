@@ -14,12 +14,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.metadata
+import importlib.util
 import os
 from collections.abc import Callable
 
 import numpy as np
 
-from .workloads import BACKWARD, Workload
+from .workloads import FORWARD, LOSSES, Workload
 
 Call = Callable[[], object]
 Read = Callable[[object], np.ndarray]
@@ -40,7 +41,7 @@ class Rival:
 
     @classmethod
     def missing(cls) -> str | None:
-        """The first of the packages that is not installed."""
+        """What it needs and is not here: the first of the packages that is not installed."""
         return next((p for p in cls.packages if version(p) is None), None)
 
 
@@ -58,7 +59,7 @@ class Numbasoft(Rival):
         import numbasoft
 
         function, axis = getattr(numbasoft, work.function), work.axis
-        return lambda: function(*arrays, axis=axis), np.asarray
+        return lambda: function(*arrays, axis=axis), gradient_of if _is_fused(work) else np.asarray
 
 
 class NumbasoftGiven(Rival):
@@ -68,9 +69,25 @@ class NumbasoftGiven(Rival):
     def prepare(self, work, arrays):
         import numbasoft
 
+        if not work.takes_out:
+            raise NotImplementedError(f"{work.function} has a result too small for out=")
         function, axis = getattr(numbasoft, work.function), work.axis
         out = np.zeros(work.out_shape, arrays[0].dtype)
-        return lambda: function(*arrays, axis=axis, out=out), np.asarray
+        return lambda: function(*arrays, axis=axis, out=out), lambda _: out
+
+
+def ours(work: Workload) -> type[Rival]:
+    """numbasoft as it is tracked: into a given output where the function takes one."""
+    return NumbasoftGiven if work.takes_out else Numbasoft
+
+
+def gradient_of(both) -> np.ndarray:
+    """Of a loss and its gradient what can be compared element by element."""
+    return np.asarray(both[1])
+
+
+def _is_fused(work):
+    return work.function == "cross_entropy_value_and_grad"
 
 
 class Copy(Rival):
@@ -133,7 +150,23 @@ class NumPy(Rival):
             d *= g
             return d
 
-        return _widened(locals()[work.function], arrays, dtype), np.asarray
+        def token_log_probs(x, classes):
+            own = np.take_along_axis(x, np.expand_dims(classes, axis), axis).squeeze(axis)
+            return own - logsumexp(x)
+
+        def cross_entropy(x, classes):
+            return -token_log_probs(x, classes).mean()
+
+        def cross_entropy_value_and_grad(x, classes):
+            places = np.expand_dims(classes, axis)
+            p = softmax(x)
+            own = np.take_along_axis(p, places, axis)
+            np.put_along_axis(p, places, own - 1, axis)
+            p /= classes.size
+            return -np.log(own).mean(), p
+
+        call = _widened(locals()[work.function], arrays, dtype)
+        return call, gradient_of if _is_fused(work) else np.asarray
 
 
 class SciPy(Rival):
@@ -143,8 +176,8 @@ class SciPy(Rival):
     def prepare(self, work, arrays):
         import scipy.special
 
-        if work.function in BACKWARD:
-            raise NotImplementedError("scipy.special has no backward passes")
+        if work.function not in FORWARD:
+            raise NotImplementedError(f"scipy.special has no {work.function}")
         function = getattr(scipy.special, work.function)
         return _widened(lambda x: function(x, axis=work.axis), arrays, arrays[0].dtype), np.asarray
 
@@ -152,7 +185,8 @@ class SciPy(Rival):
 class PyTorch(Rival):
     """Forward from the public functions; backward by the bare kernels that autograd calls, without autograd.
 
-    logsumexp has no such kernel: its backward is the expression that autograd evaluates.
+    logsumexp has no such kernel: its backward is the expression that autograd evaluates. A loss and its
+    gradient are what a training loop calls: the loss with autograd, and its backward.
     """
 
     name = "PyTorch"
@@ -177,6 +211,16 @@ class PyTorch(Rival):
 
         tensors = [tensor(a) for a in arrays]
         dtype = tensors[0].dtype
+        if work.function in LOSSES:
+            tensors[0] = tensors[0].movedim(axis, 1)  # where PyTorch has the classes
+
+        def value_and_grad(x, classes):
+            x.grad = None
+            with torch.enable_grad():
+                loss = torch.nn.functional.cross_entropy(x.requires_grad_(True), classes)
+            loss.backward()
+            return x.grad.movedim(1, axis)
+
         call = {
             "softmax": lambda x: torch.softmax(x, axis),
             "log_softmax": lambda x: torch.log_softmax(x, axis),
@@ -184,6 +228,9 @@ class PyTorch(Rival):
             "softmax_backward": lambda g, y: torch._softmax_backward_data(g, y, axis, dtype),
             "log_softmax_backward": lambda g, y: torch._log_softmax_backward_data(g, y, axis, dtype),
             "logsumexp_backward": lambda g, x, lse: g * (x - lse).exp(),
+            "cross_entropy_value_and_grad": value_and_grad,
+            "cross_entropy": torch.nn.functional.cross_entropy,
+            "token_log_probs": lambda x, k: torch.log_softmax(x, 1).gather(1, k.unsqueeze(1)).squeeze(1),
         }[work.function]
         return lambda: call(*tensors), read
 
@@ -199,8 +246,8 @@ class OnnxRuntime(Rival):
         import onnx
         import onnxruntime
 
-        if work.function in BACKWARD:
-            raise NotImplementedError("ONNX has no backward passes")
+        if work.function not in FORWARD:
+            raise NotImplementedError(f"no ONNX node is set up for {work.function}")
         (x,) = arrays
         node_type = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "logsumexp": "ReduceLogSumExp"}[
             work.function
@@ -252,6 +299,14 @@ class Jax(Rival):
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_enable_x64", True)
         axis = work.axis
+
+        def token_log_probs(x, k):
+            own = jnp.take_along_axis(x, jnp.expand_dims(k, axis), axis).squeeze(axis)
+            return own - jax.nn.logsumexp(x, axis)
+
+        def cross_entropy(x, k):
+            return -token_log_probs(x, k).mean()
+
         function = jax.jit(
             {
                 "softmax": lambda x: jax.nn.softmax(x, axis),
@@ -260,17 +315,71 @@ class Jax(Rival):
                 "softmax_backward": lambda g, y: y * (g - (g * y).sum(axis, keepdims=True)),
                 "log_softmax_backward": lambda g, y: g - jnp.exp(y) * g.sum(axis, keepdims=True),
                 "logsumexp_backward": lambda g, x, lse: g * jnp.exp(x - lse),
+                "cross_entropy_value_and_grad": jax.value_and_grad(cross_entropy),
+                "cross_entropy": cross_entropy,
+                "token_log_probs": token_log_probs,
             }[work.function]
         )
         on_device = [jnp.asarray(a) for a in arrays]
-        return lambda: function(*on_device).block_until_ready(), np.asarray
+        read = gradient_of if _is_fused(work) else np.asarray
+        return lambda: jax.block_until_ready(function(*on_device)), read
+
+
+class CuPy(Rival):
+    """On a GPU, from arrays that are there; a call ends when the GPU is done."""
+
+    name = "CuPy"
+
+    @classmethod
+    def missing(cls):
+        if importlib.util.find_spec("cupy") is None:
+            return "cupy"
+        import cupy
+
+        try:
+            return None if cupy.cuda.runtime.getDeviceCount() else "a CUDA device"
+        except cupy.cuda.runtime.CUDARuntimeError:
+            return "a CUDA device"
+
+    def prepare(self, work, arrays):
+        import cupy
+
+        if work.dtype == "bfloat16":
+            raise NotImplementedError("CuPy has no bfloat16")
+        function, axis = self.function(work), work.axis
+        there, stream = [cupy.asarray(a) for a in arrays], cupy.cuda.get_current_stream()
+
+        def call():
+            result = function(*there, axis=axis)
+            stream.synchronize()
+            return result
+
+        return call, lambda result: cupy.asnumpy(result[1] if _is_fused(work) else result)
+
+    def function(self, work):
+        from cupyx.scipy import special
+
+        if work.function not in FORWARD:
+            raise NotImplementedError(f"cupyx.scipy.special has no {work.function}")
+        return getattr(special, work.function)
+
+
+class NumbasoftCuda(CuPy):
+    """numbasoft on CuPy's arrays."""
+
+    name = "numbasoft CUDA"
+
+    def function(self, work):
+        import numbasoft
+
+        return getattr(numbasoft, work.function)
 
 
 def _widened(function, arrays, dtype):
     """The call as a NumPy user writes it for 16 bits: widen, compute, round. NumPy's own sums would be wrong."""
     if dtype.itemsize > 2:
         return lambda: function(*arrays)
-    return lambda: function(*(a.astype("f4") for a in arrays)).astype(dtype)
+    return lambda: function(*(a.astype("f4") if a.dtype == dtype else a for a in arrays)).astype(dtype)
 
 
 @functools.cache
@@ -294,4 +403,5 @@ def parallel_copy(threads):
 
 OURS = (Numbasoft, NumbasoftGiven)
 RIVALS = (NumPy, SciPy, PyTorch, OnnxRuntime, Jax)
-EVERYONE = {rival.name: rival for rival in (*OURS, Copy, *RIVALS)}
+ON_GPU = (NumbasoftCuda, CuPy)
+EVERYONE = {rival.name: rival for rival in (*OURS, Copy, *RIVALS, *ON_GPU)}

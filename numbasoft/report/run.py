@@ -83,7 +83,7 @@ def report(*, threads: int | None, quick: bool) -> dict:
     """Everything that ``python -m numbasoft`` knows, ready for JSON."""
     threads = threads or jit.processors()
     present = [r for r in rivals.RIVALS if r.missing() is None]
-    works = workloads.QUICK if quick else workloads.REPORT
+    works = "quick" if quick else "report"
     entrants = [*rivals.OURS, rivals.Copy, *present]
     rounds = 1 if quick else ROUNDS
     dtypes = [dtype for dtype, reason in accuracy.available().items() if reason is None]
@@ -92,18 +92,27 @@ def report(*, threads: int | None, quick: bool) -> dict:
     units = accuracy.KINDS[quick] * (
         len(dtypes) * len(workloads.FUNCTIONS) + len(others) * len(workloads.FORWARD)
     )
-    steps = units + SPEED_STEP * rounds * len(entrants) * len(works)
+    steps = units + SPEED_STEP * rounds * len(entrants) * len(workloads.LISTS[works])
     with Progress(steps, "starting") as progress, Workers() as workers:
         result: dict = {
             "environment": environment.describe(threads),
-            "accuracy": _accuracy(workers, jobs, threads, quick, progress),
-            "speed": _speed(workers, entrants, works, rounds, threads, quick, progress),
+            "accuracy": _accuracy(workers, jobs, threads, quick, works, progress),
+            "speed": _speed(workers, entrants, works, rounds, threads, SECONDS[quick], progress),
         }
     result["ok"] = _right(result)
     return result
 
 
-def _accuracy(workers, jobs, threads, quick, progress) -> dict:
+def speed(
+    works: str, *, threads: int, seconds: float, rounds: int, entrants: list[type[rivals.Rival]]
+) -> dict:
+    """The part of the report on speed, for one list of workloads."""
+    steps = SPEED_STEP * rounds * len(entrants) * len(workloads.LISTS[works])
+    with Progress(steps, "starting") as progress, Workers() as workers:
+        return _speed(workers, entrants, works, rounds, threads, seconds, progress)
+
+
+def _accuracy(workers, jobs, threads, quick, works, progress) -> dict:
     """Two workers at a time: nothing is timed here. One compiles what will be timed, into the disk cache."""
     collected: dict[tuple[str, str], list[dict]] = {}
     problems: dict[str, str] = {}
@@ -116,7 +125,7 @@ def _accuracy(workers, jobs, threads, quick, progress) -> dict:
             progress.advance(1, f"is it right: {library} {dtype}")
 
     def compile_ahead():
-        for _ in workers.ask({"task": "compile", "library": "numbasoft", "quick": quick, "threads": threads}):
+        for _ in workers.ask({"task": "compile", "library": "numbasoft", "works": works, "threads": threads}):
             pass
 
     with ThreadPoolExecutor(2) as pool:
@@ -141,17 +150,17 @@ def _accuracy(workers, jobs, threads, quick, progress) -> dict:
     }
 
 
-def _speed(workers, entrants, works, rounds, threads, quick, progress) -> dict:
+def _speed(workers, entrants, works, rounds, threads, seconds, progress) -> dict:
     seen: dict[tuple[str, str], list[dict]] = {}
     problems: dict[str, str] = {}
     started, turn = time.monotonic(), 0
     while turn < rounds and (turn == 0 or time.monotonic() - started < LONGEST):
         turn += 1
         for entrant in entrants:
-            request = {"task": "speed", "library": entrant.name, "threads": threads, "quick": quick}
+            request = {"task": "speed", "library": entrant.name, "threads": threads, "works": works}
             progress.advance(0, f"how fast: {entrant.name}, round {turn} of {rounds}")
             try:
-                for record in workers.ask(request | {"seconds": SECONDS[quick]}):
+                for record in workers.ask(request | {"seconds": seconds}):
                     seen.setdefault((entrant.name, record["workload"]), []).append(record)
                     progress.advance(SPEED_STEP)
             except WorkerFailed as error:
@@ -166,11 +175,13 @@ def _speed(workers, entrants, works, rounds, threads, quick, progress) -> dict:
             "bytes_moved": work.bytes_moved,
             "libraries": {e.name: _merge(seen.get((e.name, work.name), [])) for e in entrants},
         }
-        for work in works
+        for work in workloads.LISTS[works]
     ]
     for row in rows:
         for entrant in entrants:
-            mine = row["libraries"][(rivals.NumbasoftGiven if entrant.given else rivals.Numbasoft).name]
+            mine = row["libraries"][rivals.Numbasoft.name]
+            if entrant.given and "unsupported" not in row["libraries"][rivals.NumbasoftGiven.name]:
+                mine = row["libraries"][rivals.NumbasoftGiven.name]
             theirs = row["libraries"][entrant.name]
             if entrant not in rivals.OURS and "best" in mine and "best" in theirs:
                 theirs["ratio"] = theirs["best"] / mine["best"]

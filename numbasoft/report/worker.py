@@ -92,11 +92,10 @@ def main(request: dict) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     library = rivals.EVERYONE[request["library"]](request["threads"])
-    works = workloads.QUICK if request["quick"] else workloads.REPORT
     if request["task"] == "speed":
-        records = speed(library, works, request["seconds"])
+        records = speed(library, workloads.LISTS[request["works"]], request["seconds"])
     elif request["task"] == "compile":
-        records = compile_ahead(library, works)
+        records = compile_ahead(library, workloads.LISTS[request["works"]])
     else:
         records = errors(library, request["dtype"], request["quick"])
     for record in records:

@@ -12,6 +12,7 @@ import numpy as np
 FORWARD = ("softmax", "log_softmax", "logsumexp")
 BACKWARD = ("softmax_backward", "log_softmax_backward", "logsumexp_backward")
 FUNCTIONS = FORWARD + BACKWARD
+LOSSES = ("cross_entropy_value_and_grad", "cross_entropy", "token_log_probs")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 POOL = 1_048_583  # a prime: repeated to fill an array, it leaves no two rows equal
@@ -58,9 +59,15 @@ class Workload:
 
     @cached_property
     def out_shape(self) -> tuple[int, ...]:
-        if self.function != "logsumexp":
+        if self.function == "cross_entropy":
+            return ()
+        if self.function not in ("logsumexp", "token_log_probs"):
             return self.shape
         return tuple(n for a, n in enumerate(self.shape) if a != self.axis % len(self.shape))
+
+    @property
+    def takes_out(self) -> bool:
+        return self.function not in ("cross_entropy", "token_log_probs")
 
     @cached_property
     def bytes_moved(self) -> int:
@@ -73,14 +80,23 @@ class Workload:
             "softmax_backward": 3 * full,
             "log_softmax_backward": 3 * full,
             "logsumexp_backward": 2 * full + 2 * reduced,
+            "cross_entropy_value_and_grad": 2 * full,  # and the classes of the rows, which are few bytes
+            "cross_entropy": full,
+            "token_log_probs": full,
         }[self.function]
         return elements * dtype_of(self.dtype).itemsize
 
     def inputs(self) -> tuple[np.ndarray, ...]:
-        """Logits N(0, 3) and gradients N(0, 1), seeded; what the forward pass gave comes from NumPy in float64."""
+        """Logits N(0, 3), gradients N(0, 1) and any classes, seeded; what the forward pass gave comes from NumPy."""
         x = _random(self.shape, self.dtype, seed=1, spread=3)
         if self.function in FORWARD:
             return (x,)
+        if self.function in LOSSES:
+            rows = math.prod(self.reduced_shape)
+            classes = np.random.default_rng(3).integers(self.shape[self.axis], size=rows)
+            return x, classes.reshape(
+                [n for a, n in enumerate(self.shape) if a != self.axis % len(self.shape)]
+            )
         if self.function == "logsumexp_backward":
             return _random(self.reduced_shape, self.dtype, seed=2), x, self._in_slabs(_logsumexp, x)
         forward = _softmax if self.function == "softmax_backward" else _log_softmax
@@ -94,6 +110,8 @@ class Workload:
 
     def sample(self, array: np.ndarray) -> np.ndarray:
         """The part of an input or output in which values are compared, in float64; rows stay whole."""
+        if array.ndim == 0:
+            return array.astype("f8")
         if array.ndim < len(self.shape):
             array = np.expand_dims(array, self.axis)
         index = [slice(None)] * array.ndim
@@ -102,6 +120,10 @@ class Workload:
 
     def expected(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
         """What the sample of the output must be, from NumPy in float64."""
+        if self.function == "cross_entropy":  # the mean over all rows
+            x, classes = inputs
+            own = np.take_along_axis(x, np.expand_dims(classes, self.axis), self.axis)
+            return (self._in_slabs(_logsumexp, x).astype("f8") - own).mean()
         arrays = [self.sample(a) for a in inputs]
         functions: dict[str, Callable] = {
             "softmax": _softmax,
@@ -110,6 +132,12 @@ class Workload:
             "softmax_backward": lambda g, y, axis: y * (g - (g * y).sum(axis, keepdims=True)),
             "log_softmax_backward": lambda g, y, axis: g - np.exp(y) * g.sum(axis, keepdims=True),
             "logsumexp_backward": lambda g, x, lse, axis: g * np.exp(x - lse),
+            "cross_entropy_value_and_grad": lambda x, k, axis: (
+                _less_one(_softmax(x, axis), k, axis) / inputs[1].size
+            ),
+            "token_log_probs": lambda x, k, axis: np.take_along_axis(
+                _log_softmax(x, axis), k.astype(int), axis
+            ),
         }
         return functions[self.function](*arrays, axis=self.axis)
 
@@ -142,6 +170,11 @@ def _log_softmax(x, axis):
     return x - _logsumexp(x, axis)
 
 
+def _less_one(p, classes, axis):
+    np.put_along_axis(p, classes.astype(int), np.take_along_axis(p, classes.astype(int), axis) - 1, axis)
+    return p
+
+
 LAST_AXIS = (
     # ImageNet-like
     (1, 10), (8, 1000), (256, 1000), (4096, 1000), (32768, 1000),
@@ -157,6 +190,10 @@ WORKLOADS = (
     *(Workload(f, shape, dtype) for f in FUNCTIONS for dtype in DTYPES for shape in LAST_AXIS),
     *(Workload(f, shape, "float64") for f in FUNCTIONS for shape in MIXTURES),
     *(Workload(f, shape, dtype, axis) for f in FUNCTIONS for dtype in DTYPES for shape, axis in OTHER_AXES),
+)
+
+LOSS = tuple(
+    Workload(f, shape) for f in LOSSES for shape in ((4096, 1000), (32, 32000), (256, 128256), (65536, 64))
 )
 
 # What the report has time for. Its segmentation batch is 4 images: 32 take SciPy seconds a call.
@@ -176,6 +213,7 @@ REPORT = (
     Workload("softmax", (1000, 4096), axis=0),
     Workload("softmax", (4, 1000, 64, 64), axis=1),
     *(Workload(f, (4096, 1000)) for f in BACKWARD),
+    LOSS[0],
 )  # fmt: skip
 QUICK = (
     Workload("softmax", (1, 10)),
@@ -185,3 +223,4 @@ QUICK = (
     Workload("softmax", (1000, 256), axis=0),
     Workload("softmax_backward", (256, 1000)),
 )
+LISTS = {"quick": QUICK, "report": REPORT, "losses": LOSS}
