@@ -66,7 +66,10 @@ def kernel(func):
 
 
 def parallel_kernel(func):
-    """Compile a kernel whose ``prange`` loops run on Numba's threads."""
+    """Compile a kernel whose ``prange`` loops run on Numba's threads.
+
+    Their index is unsigned: what is called with it takes np.int64 of it, or is compiled twice.
+    """
     return cached(numba.njit(parallel=True, **KERNEL)(func))
 
 

@@ -12,6 +12,9 @@ from .tiles import TILE
 # Below this many elements starting the threads costs more than they gain.
 PARALLEL = 1 << 15
 
+# ... and below this sharing rows costs more: threads wait for each other three times.
+SHARED = 3 << 15
+
 # 16-bit rows longer than this get no room for their exponentials: those are computed twice.
 LONGEST_WORK = 1 << 18
 
@@ -66,8 +69,9 @@ def launch(serial, parallel, key, inputs, outputs, rows, size):
 
 
 def split_rows(rows, n):
-    """Whether a row is to be shared by threads: too few rows for all threads, each of several segments."""
-    return n > SEGMENT and rows * n >= PARALLEL and 1 < jit.threads() and rows < 2 * jit.threads()
+    """Whether rows are to be shared by threads: few and long, and not the same number for every thread."""
+    threads = jit.threads()
+    return n > SEGMENT and rows * n >= SHARED and 1 < threads and rows < 2 * threads and rows != threads
 
 
 def segments_of(rows, n):
@@ -75,28 +79,12 @@ def segments_of(rows, n):
     return rows * split.segment_count(n)
 
 
-def row_maxima(x, mask):
-    """Loop 1 for few long rows: the maximum of every row."""
+def shared_work(x):
+    """What the kernels of numbasoft.split need for the rows of x: maxima, sums and turns."""
     units = segments_of(*x.shape)
     maxima = np.empty(units, np.float64 if is_wide(x.dtype) else np.float32)
-    key = x.dtype, mask is None
-    launch(split.maxima, split.maxima_parallel, key, (x, mask), (maxima,), units, x.size)
-    return maxima.reshape(x.shape[0], -1).max(axis=1)
-
-
-def row_logarithms(x, mask, m, high, low):
-    """Loops 2 to 4 of log_softmax for few long rows: log of the sum of exp(x - m) for every row."""
-    sums, logarithms = np.zeros((segments_of(*x.shape), 2)), np.zeros(x.shape[0])
-    key, inputs = (x.dtype, mask is None), (x, mask, m, high, low)
-    split_key = (*key, True)  # no room for exponentials
-    launch(
-        split.exponentials, split.exponentials_parallel, split_key, inputs, (None, sums), len(sums), x.size
-    )
-    launch(split.logarithms, split.logarithms, x.dtype, (x, m, sums), (logarithms,), 1, 1)
-    if (logarithms < 0).any():
-        launch(split.others, split.others_parallel, key, (*inputs, logarithms), (sums,), len(sums), x.size)
-        launch(split.logarithms, split.logarithms, x.dtype, (x, m, sums), (logarithms,), 1, 1)
-    return logarithms
+    turns = np.zeros(split.STEPS * (jit.threads() + 1) * split.APART, np.int64)
+    return maxima, np.empty((units, 2)), turns
 
 
 def workspace(blocks, n):

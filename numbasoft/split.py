@@ -1,15 +1,16 @@
 """One row shared by threads, segment by segment, for few long rows.
 
 Segments are fixed by the row's length alone and their sums are combined in order, as in a
-row done by one thread: the bits are the same. Every kernel does one step of the softmax
-for all segments of all rows, numbered row by row; work on a row waits for the step before.
+row done by one thread: the bits are the same. The segments of all rows are numbered row by
+row. Every thread goes through the steps of the softmax: it takes segments until none are
+left, then waits until the last is done. Only a thread that has taken a segment is waited
+for, so one thread alone, wherever the others are, comes through.
 """
 
 import numpy as np
-from numba import prange
 
 from .elementary import shift_of
-from .jit import inline, kernel, parallel_kernel
+from .jit import inline
 from .passes import (
     row_maximum,
     segment_exponentials,
@@ -19,7 +20,10 @@ from .passes import (
 )
 from .summation import sum_joined
 from .tiles import ROWS, first_lanes, log_of_others, logarithms_of_sums
-from .vector import filled, row_at, stack_array
+from .vector import add_atomically, filled, load_atomically, row_at, stack_array
+
+STEPS = 4
+APART = 16  # int64 between two counters, which else were in one line of the caches
 
 
 @inline
@@ -34,6 +38,40 @@ def place(unit, n):
     segments = segment_count(n)
     first = unit % segments * segment_length(n)
     return unit // segments, first, min(segment_length(n), n - first)
+
+
+@inline
+def counter(step, k, blocks):
+    """Where the turns of a step are counted: k is a share of the segments, or ``blocks`` for those done."""
+    return (step * (blocks + 1) + k) * APART
+
+
+@inline
+def next_unit(
+    turns,  # IN OUT  (STEPS * (blocks + 1) * APART,) counters that start at 0
+    step,
+    block,  # who asks
+    blocks,
+    units,
+):
+    """A segment that nobody has taken, or ``units``.
+
+    First of this block's own share, which is the same in every step: it is in the cache of its core.
+    """
+    for k in range(block, block + blocks):
+        share = k % blocks
+        unit = share * units // blocks + add_atomically(turns, counter(step, share, blocks), 1)
+        if unit < (share + 1) * units // blocks:
+            return unit
+    return units
+
+
+@inline
+def wait(turns, step, blocks, done, units):
+    """Until all segments of a step are done, of which ``done`` are this thread's."""
+    add_atomically(turns, counter(step, blocks, blocks), done)
+    while load_atomically(turns, counter(step, blocks, blocks)) < units:
+        pass
 
 
 @inline
@@ -53,85 +91,91 @@ def row_total(x, sums, first, n):
 
 
 @inline
-def maximum_of(x, mask, unit, maxima):
-    n = x.shape[1]
-    i, first, count = place(unit, n)
-    maxima[unit] = row_maximum(x, row_at(x, i) + first, mask, row_at(mask, i) + first, count)
-
-
-@kernel
-def maxima(x, mask, maxima):
-    """Loop 1, segment by segment."""
-    for unit in range(maxima.size):
-        maximum_of(x, mask, unit, maxima)
-
-
-@parallel_kernel
-def maxima_parallel(x, mask, maxima, blocks):
-    for unit in prange(maxima.size):
-        maximum_of(x, mask, unit, maxima)
+def maximum_of_row(maxima, i, n):
+    """The maximum of row i from those of its segments."""
+    segments = segment_count(n)
+    m = maxima[i * segments]
+    for unit in range(i * segments + 1, (i + 1) * segments):
+        m = max(m, maxima[unit])
+    return m
 
 
 @inline
-def exponentials_of(x, mask, m, high, low, unit, e, sums):
-    n = x.shape[1]
-    i, first, count = place(unit, n)
-    shift = row_shift(x, m[i], high, low)
-    at, mask_at, e_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(e, i) + first
-    if shift[0] == 0.0:
-        near = without_c(shift)
-        s = segment_exponentials(x, at, mask, mask_at, count, e, e_at, near, high, low, 1024)
-    else:
-        s = segment_exponentials(x, at, mask, mask_at, count, e, e_at, shift, high, low, 1024)
-    sums[unit, 0] = s[0]
-    sums[unit, 1] = s[1]
-
-
-@kernel
-def exponentials(x, mask, m, high, low, e, sums):
-    """Loops 2 and 3 of softmax, segment by segment; e may be None."""
-    for unit in range(sums.shape[0]):
-        exponentials_of(x, mask, m, high, low, unit, e, sums)
-
-
-@parallel_kernel
-def exponentials_parallel(x, mask, m, high, low, e, sums, blocks):
-    for unit in prange(sums.shape[0]):
-        exponentials_of(x, mask, m, high, low, unit, e, sums)
+def shared_maxima(x, mask, maxima, turns, block, blocks):
+    """Loop 1: the maximum of every segment."""
+    done = 0
+    unit = next_unit(turns, 0, block, blocks, maxima.size)
+    while unit < maxima.size:
+        i, first, count = place(unit, x.shape[1])
+        maxima[unit] = row_maximum(x, row_at(x, i) + first, mask, row_at(mask, i) + first, count)
+        done += 1
+        unit = next_unit(turns, 0, block, blocks, maxima.size)
+    wait(turns, 0, blocks, done, maxima.size)
 
 
 @inline
-def others_of(x, mask, m, high, low, logarithms, unit, sums):
-    n = x.shape[1]
-    i, first, count = place(unit, n)
-    if not logarithms[i] < 0.0:
-        return
-    shift = row_shift(x, m[i], high, low)
-    at, mask_at = row_at(x, i) + first, row_at(mask, i) + first
-    sums[unit, 0], sums[unit, 1] = segment_others(x, at, mask, mask_at, count, m[i], shift, high, low)
+def shared_exponentials(x, mask, maxima, high, low, e, sums, turns, block, blocks):
+    """Loops 2 and 3: exp of every element, kept in e (or None), and the sums of the segments."""
+    done = 0
+    unit = next_unit(turns, 1, block, blocks, maxima.size)
+    while unit < maxima.size:
+        i, first, count = place(unit, x.shape[1])
+        at, mask_at, e_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(e, i) + first
+        shift = row_shift(x, maximum_of_row(maxima, i, x.shape[1]), high, low)
+        if shift[0] == 0.0:
+            near = without_c(shift)
+            s = segment_exponentials(x, at, mask, mask_at, count, e, e_at, near, high, low, 1024)
+        else:
+            s = segment_exponentials(x, at, mask, mask_at, count, e, e_at, shift, high, low, 1024)
+        sums[unit, 0] = s[0]
+        sums[unit, 1] = s[1]
+        done += 1
+        unit = next_unit(turns, 1, block, blocks, maxima.size)
+    wait(turns, 1, blocks, done, maxima.size)
 
 
-@kernel
-def others(x, mask, m, high, low, logarithms, sums):
-    """Loops 2 and 3 of log_softmax without the maxima, for rows whose logarithm is -1."""
-    for unit in range(sums.shape[0]):
-        others_of(x, mask, m, high, low, logarithms, unit, sums)
-
-
-@parallel_kernel
-def others_parallel(x, mask, m, high, low, logarithms, sums, blocks):
-    for unit in prange(sums.shape[0]):
-        others_of(x, mask, m, high, low, logarithms, unit, sums)
-
-
-@kernel
-def logarithms(x, m, sums, logarithms):
-    """Loop 4 of log_softmax: log of the sum for every row, or -1 if that takes ``others`` first."""
+@inline
+def log_of_sum(x, sums, i, m):
+    """Loop 4 of log_softmax: the logarithm of row i's sum, or -1 if that takes ``shared_others``."""
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     maximum, log = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    total[0], lost[0] = row_total(x, sums, i * segment_count(x.shape[1]), x.shape[1])
+    maximum[0] = m
+    logarithms_of_sums(total, lost, maximum, 1, x, log)
+    return log[0]
+
+
+@inline
+def shared_others(x, mask, maxima, high, low, sums, others, turns, block, blocks):
+    """Loops 2 and 3 again without the maxima, for the rows whose logarithm is -1."""
+    n = x.shape[1]
+    is_needed = False
     for i in range(x.shape[0]):
-        total[0], lost[0] = row_total(x, sums, i * segment_count(x.shape[1]), x.shape[1])
-        maximum[0], log[0] = m[i], log_of_others(total[0], lost[0], x)
-        if not logarithms[i] < 0.0:
-            logarithms_of_sums(total, lost, maximum, 1, x, log)
-        logarithms[i] = log[0]
+        is_needed |= log_of_sum(x, sums, i, maximum_of_row(maxima, i, n)) < 0.0
+    if not is_needed:
+        return
+    done = 0
+    unit = next_unit(turns, 2, block, blocks, maxima.size)
+    while unit < maxima.size:
+        i, first, count = place(unit, n)
+        m = maximum_of_row(maxima, i, n)
+        if log_of_sum(x, sums, i, m) < 0.0:
+            shift = row_shift(x, m, high, low)
+            at, mask_at = row_at(x, i) + first, row_at(mask, i) + first
+            s = segment_others(x, at, mask, mask_at, count, m, shift, high, low)
+            others[unit, 0], others[unit, 1] = s[0], s[1]
+        done += 1
+        unit = next_unit(turns, 2, block, blocks, maxima.size)
+    wait(turns, 2, blocks, done, maxima.size)
+
+
+@inline
+def logarithm_of_row(x, maxima, sums, others, i):
+    """The maximum of row i and the logarithm of its sum, once all that it takes is there."""
+    n = x.shape[1]
+    m = maximum_of_row(maxima, i, n)
+    log = log_of_sum(x, sums, i, m)
+    if log < 0.0:
+        total, lost = row_total(x, others, i * segment_count(n), n)
+        log = log_of_others(total, lost, x)
+    return m, log

@@ -31,11 +31,13 @@ from .arithmetic import (
 )
 from .blocks import block_side, transpose_block
 from .memory import (
+    add_atomically,
     any_kept_of,
     below,
     filled,
     lanes,
     load,
+    load_atomically,
     load_kept,
     load_kept_part,
     load_part,
@@ -49,6 +51,7 @@ from .memory import (
 )
 
 __all__ = [
+    "add_atomically",
     "any_kept_of",
     "below",
     "block_side",
@@ -57,6 +60,7 @@ __all__ = [
     "fma",
     "lanes",
     "load",
+    "load_atomically",
     "load_kept",
     "load_kept_part",
     "load_part",

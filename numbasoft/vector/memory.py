@@ -269,6 +269,32 @@ def store(typingctx, array, offset, v):
 
 
 @intrinsic
+def add_atomically(typingctx, array, i, value):
+    """Add to an int64 of an array that other threads add to, too; what it was before."""
+    if not (isinstance(array, types.Array) and array.dtype == types.int64):
+        return None
+
+    def lower(context, builder, sig, args):
+        pointer, _ = address(context, builder, array, args[0], args[1])
+        return builder.atomic_rmw("add", pointer, args[2], "seq_cst")
+
+    return types.int64(array, types.intp, types.int64), lower
+
+
+@intrinsic
+def load_atomically(typingctx, array, i):
+    """An int64 that other threads change; what they wrote before they did is seen after this."""
+    if not (isinstance(array, types.Array) and array.dtype == types.int64):
+        return None
+
+    def lower(context, builder, sig, args):
+        pointer, align = address(context, builder, array, args[0], args[1])
+        return builder.load_atomic(pointer, "seq_cst", align)
+
+    return types.int64(array, types.intp), lower
+
+
+@intrinsic
 def prefetch(typingctx, array, offset):
     """Ask for the cache line of an element to be read soon; outside the array it does no harm."""
     return prefetching(array, 0)

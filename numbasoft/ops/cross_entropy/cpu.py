@@ -432,7 +432,9 @@ def forward_parallel(x, target, own, q, weights, spread, g, z, work, high, low, 
     rows = x.shape[0]
     for b in prange(blocks):
         i, j = b * rows // blocks, (b + 1) * rows // blocks
-        rows_of(x, target, own, q, weights, spread, g, z, work, high, low, ih, il, i, j, b, loss, dx)
+        rows_of(
+            x, target, own, q, weights, spread, g, z, work, high, low, ih, il, i, j, np.int64(b), loss, dx
+        )
 
 
 # The gradient from a saved log-sum-exp.

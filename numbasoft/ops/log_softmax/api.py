@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary
 from ...arrays import Array, Axis
-from ...launch import computing_dtype, is_wide, launch, row_logarithms, row_maxima, segments_of, split_rows
+from ...launch import computing_dtype, is_wide, launch, segments_of, shared_work, split_rows
 from . import cpu
 
 
@@ -110,11 +110,11 @@ def forward(x, mask, y, factors):
 
 
 def split_forward(x, mask, y, factors):
-    """``forward`` for few long rows, each shared by all threads: several kernels instead of one."""
-    m = row_maxima(x, mask)
-    inputs = x, mask, m, row_logarithms(x, mask, m, *factors[:2]), *factors[2:]
-    key, units = (x.dtype, mask is None), segments_of(*x.shape)
-    launch(cpu.subtract, cpu.subtract_parallel, key, inputs, (y,), units, x.size)
+    """``forward`` for few long rows, each shared by all threads."""
+    maxima, sums, turns = shared_work(x)
+    work = maxima, sums, np.empty_like(sums), turns
+    key, inputs = (x.dtype, mask is None), (x, mask, *factors)
+    launch(cpu.shared, cpu.shared_parallel, key, inputs, (*work, y), maxima.size, x.size)
 
 
 def log_softmax_backward(

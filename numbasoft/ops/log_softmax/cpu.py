@@ -19,7 +19,17 @@ from ...passes import (
     segment_sum,
     without_c,
 )
-from ...split import place, row_shift, row_total, segment_count
+from ...split import (
+    logarithm_of_row,
+    next_unit,
+    place,
+    row_shift,
+    row_total,
+    segment_count,
+    shared_exponentials,
+    shared_maxima,
+    shared_others,
+)
 from ...summation import two_parts
 from ...tiles import (
     ROWS,
@@ -138,39 +148,71 @@ def forward_parallel(x, mask, high, low, inverse_high, inverse_low, y, blocks):
 
 
 @inline
-def subtract_segment(
-    x,  # IN   (rows, n)
+def shared_rows(
+    x,  # IN   (rows, n) few and long
     mask,  # IN   (rows, n) bytes or None
-    m,  # IN   (rows,) the maxima
-    logarithms,  # IN   (rows,) log of the sums
-    inverse_high,  # IN   1 / T in two parts
-    inverse_low,
-    unit,  # IN   the segment to do
+    high,  # IN   log2(e) / T in two parts
+    low,
+    inverse,  # IN   1 / T in two parts
+    maxima,  # WORK (segments of all rows,), see numbasoft.split
+    sums,  # WORK (segments of all rows, 2)
+    others,  # WORK (segments of all rows, 2)
+    turns,  # WORK (...,) counters
     y,  # OUT  (rows, n)
+    block,  # IN   the thread, of so many
+    blocks,
 ):
+    # loop 1: the maximum of every row
+    shared_maxima(x, mask, maxima, turns, block, blocks)
+
+    # loops 2 and 3: the sum of exp of every element after the shift
+    shared_exponentials(x, mask, maxima, high, low, None, sums, turns, block, blocks)
+    shared_others(x, mask, maxima, high, low, sums, others, turns, block, blocks)
+
+    # loops 4 and 5: the logarithm of every sum; the maximum and it subtracted from every element
+    unit = next_unit(turns, 3, block, blocks, maxima.size)
+    while unit < maxima.size:
+        subtract_segment(x, mask, maxima, sums, others, inverse, unit, y)
+        unit = next_unit(turns, 3, block, blocks, maxima.size)
+
+
+@inline
+def subtract_segment(x, mask, maxima, sums, others, inverse, unit, y):
     n = x.shape[1]
     i, first, count = place(unit, n)
     maximum, logarithm = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     one, two = stack_array(x, ROWS), stack_array(x, ROWS)
-    inverse = (inverse_high, inverse_low)
-    maximum[0], logarithm[0] = m[i], logarithms[i] if m[i] < np.inf else np.nan
+    m, log = logarithm_of_row(x, maxima, sums, others, i)
+    maximum[0], logarithm[0] = m, log if m < np.inf else np.nan
     subtracted(maximum, logarithm, 1, inverse, one, two)
     at, mask_at, y_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(y, i) + first
-    if not filled_if_empty(x, mask, row_at(mask, i), n, m[i], y, y_at, count, -np.inf):
-        subtract_row(x, at, mask, mask_at, count, m[i], inverse, (one[0], two[0]), y, y_at)
+    if not filled_if_empty(x, mask, row_at(mask, i), n, m, y, y_at, count, -np.inf):
+        subtract_row(x, at, mask, mask_at, count, m, inverse, (one[0], two[0]), y, y_at)
 
 
 @kernel
-def subtract(x, mask, m, logarithms, inverse_high, inverse_low, y):
-    """Loop 5, segment by segment, for few long rows (see numbasoft.split)."""
-    for unit in range(x.shape[0] * segment_count(x.shape[1])):
-        subtract_segment(x, mask, m, logarithms, inverse_high, inverse_low, unit, y)
+def shared(x, mask, high, low, inverse_high, inverse_low, maxima, sums, others, turns, y):
+    """``forward`` for few long rows, each shared by all threads (see numbasoft.split)."""
+    shared_rows(x, mask, high, low, (inverse_high, inverse_low), maxima, sums, others, turns, y, 0, 1)
 
 
 @parallel_kernel
-def subtract_parallel(x, mask, m, logarithms, inverse_high, inverse_low, y, blocks):
-    for unit in prange(x.shape[0] * segment_count(x.shape[1])):
-        subtract_segment(x, mask, m, logarithms, inverse_high, inverse_low, unit, y)
+def shared_parallel(x, mask, high, low, inverse_high, inverse_low, maxima, sums, others, turns, y, blocks):
+    for b in prange(blocks):
+        shared_rows(
+            x,
+            mask,
+            high,
+            low,
+            (inverse_high, inverse_low),
+            maxima,
+            sums,
+            others,
+            turns,
+            y,
+            np.int64(b),
+            blocks,
+        )
 
 
 # A sum of gradients larger than this may lift a probability below the smallest float to a normal
@@ -350,7 +392,7 @@ def sums_of_gradients(g, log_y, factor, sums):
 @parallel_kernel
 def sums_of_gradients_parallel(g, log_y, factor, sums, blocks):
     for unit in prange(sums.shape[0]):
-        sum_of_segment(g, log_y, factor, unit, sums)
+        sum_of_segment(g, log_y, factor, np.int64(unit), sums)
 
 
 @inline
@@ -378,4 +420,4 @@ def backward_segments(g, log_y, high, low, inverse, inverse_low, sums, smaller_s
 @parallel_kernel
 def backward_segments_parallel(g, log_y, high, low, inverse, inverse_low, sums, smaller_sums, dx, blocks):
     for unit in prange(sums.shape[0]):
-        backward_segment(g, log_y, high, low, inverse, inverse_low, sums, smaller_sums, unit, dx)
+        backward_segment(g, log_y, high, low, inverse, inverse_low, sums, smaller_sums, np.int64(unit), dx)

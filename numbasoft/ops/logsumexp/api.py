@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary
 from ...arrays import Array, Axis
-from ...launch import computing_dtype, is_wide, launch, row_logarithms, row_maxima, segments_of, split_rows
+from ...launch import computing_dtype, is_wide, launch, segments_of, shared_work, split_rows
 from . import cpu
 
 
@@ -118,9 +118,10 @@ def forward(x, mask, _, lse, factors):
 
 def split_forward(x, mask, lse, factors):
     """``forward`` for few long rows, each shared by all threads."""
-    m = row_maxima(x, mask)
-    inputs = m, row_logarithms(x, mask, m, *factors[:2]), *factors[2:]
-    launch(cpu.combine, cpu.combine, m.dtype, inputs, (lse,), 1, 1)
+    maxima, sums, turns = shared_work(x)
+    work = maxima, sums, np.empty_like(sums), turns
+    key, inputs = (x.dtype, mask is None), (x, mask, *factors)
+    launch(cpu.shared, cpu.shared_parallel, key, inputs, (*work, lse), maxima.size, x.size)
 
 
 def logsumexp_backward(

@@ -7,7 +7,14 @@ from numba.extending import overload
 from ...elementary import coefficients, exponential, largest, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import row_exponentials, row_maximum, row_others
-from ...split import place, segment_count
+from ...split import (
+    logarithm_of_row,
+    place,
+    segment_count,
+    shared_exponentials,
+    shared_maxima,
+    shared_others,
+)
 from ...tiles import (
     ROWS,
     first_lanes,
@@ -101,16 +108,6 @@ def sums_of(maximum, logarithm, count, inverse_high, inverse_low):
 
 
 @kernel
-def combine(m, logarithms, inverse_high, inverse_low, lse):
-    """m / T + l for few long rows (see numbasoft.split)."""
-    logarithm, maximum = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
-    for i in range(m.size):
-        maximum[0], logarithm[0] = m[i], logarithms[i]
-        sums_of(maximum, logarithm, 1, inverse_high, inverse_low)
-        lse[i] = logarithm[0]
-
-
-@kernel
 def forward(x, mask, high, low, inverse_high, inverse_low, lse):
     forward_rows(x, mask, high, low, inverse_high, inverse_low, 0, x.shape[0], lse)
 
@@ -121,6 +118,62 @@ def forward_parallel(x, mask, high, low, inverse_high, inverse_low, lse, blocks)
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
         forward_rows(x, mask, high, low, inverse_high, inverse_low, start, stop, lse)
+
+
+@inline
+def shared_rows(
+    x,  # IN   (rows, n) few and long
+    mask,  # IN   (rows, n) bytes or None
+    high,  # IN   log2(e) / T in two parts
+    low,
+    inverse,  # IN   1 / T in two parts
+    maxima,  # WORK (segments of all rows,), see numbasoft.split
+    sums,  # WORK (segments of all rows, 2)
+    others,  # WORK (segments of all rows, 2)
+    turns,  # WORK (...,) counters
+    lse,  # OUT  (rows,)
+    block,  # IN   the thread, of so many
+    blocks,
+):
+    # loop 1: the maximum of every row
+    shared_maxima(x, mask, maxima, turns, block, blocks)
+
+    # loops 2 and 3: the sum of exp of every element after the shift
+    shared_exponentials(x, mask, maxima, high, low, None, sums, turns, block, blocks)
+    shared_others(x, mask, maxima, high, low, sums, others, turns, block, blocks)
+
+    # loop 4: the logarithm of every sum
+    if block == 0:
+        maximum, logarithm = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+        for i in range(x.shape[0]):
+            maximum[0], logarithm[0] = logarithm_of_row(x, maxima, sums, others, i)
+            sums_of(maximum, logarithm, 1, *inverse)
+            lse[i] = logarithm[0]
+
+
+@kernel
+def shared(x, mask, high, low, inverse_high, inverse_low, maxima, sums, others, turns, lse):
+    """``forward`` for few long rows, each shared by all threads (see numbasoft.split)."""
+    shared_rows(x, mask, high, low, (inverse_high, inverse_low), maxima, sums, others, turns, lse, 0, 1)
+
+
+@parallel_kernel
+def shared_parallel(x, mask, high, low, inverse_high, inverse_low, maxima, sums, others, turns, lse, blocks):
+    for b in prange(blocks):
+        shared_rows(
+            x,
+            mask,
+            high,
+            low,
+            (inverse_high, inverse_low),
+            maxima,
+            sums,
+            others,
+            turns,
+            lse,
+            np.int64(b),
+            blocks,
+        )
 
 
 @inline
@@ -261,4 +314,4 @@ def backward_segments(g, x, lse, high, low, temperature, dx):
 @parallel_kernel
 def backward_segments_parallel(g, x, lse, high, low, temperature, dx, blocks):
     for unit in prange(x.shape[0] * segment_count(x.shape[1])):
-        backward_segment(g, x, lse, high, low, temperature, unit, dx)
+        backward_segment(g, x, lse, high, low, temperature, np.int64(unit), dx)

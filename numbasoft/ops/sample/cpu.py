@@ -196,7 +196,7 @@ def draw_parallel(x, row, key, top_k, top_p, min_p, high, low, work, drawn, bloc
     rows = x.shape[0]
     for b in prange(blocks):
         i, j = b * rows // blocks, (b + 1) * rows // blocks
-        draw_rows(x, row, key, top_k, top_p, min_p, high, low, i, j, b, work, drawn)
+        draw_rows(x, row, key, top_k, top_p, min_p, high, low, i, j, np.int64(b), work, drawn)
 
 
 @inline

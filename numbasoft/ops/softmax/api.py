@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ... import arrays, checks, elementary, jit, split
+from ... import arrays, checks, elementary, jit
 from ...arrays import Array, Axis
 from ...launch import (
     LONGEST_WORK,
@@ -16,8 +16,8 @@ from ...launch import (
     computing_dtype,
     is_wide,
     launch,
-    row_maxima,
     segments_of,
+    shared_work,
     split_rows,
     workspace,
 )
@@ -108,11 +108,11 @@ def softmax(
             y = x.copy() if size <= TINY else np.empty_like(x)
         else:
             y = out
-        run, high, low = SMALL.get(x.dtype) or small_call(x.dtype)
         if size < PARALLEL:
+            run, high, low = SMALL.get(x.dtype) or small_call(x.dtype)
             run(x, None, None, high, low, y)
         else:
-            forward(x, None, y, high, low)
+            forward(x, None, y, *elementary.scale(1.0, is_wide(x.dtype)))
         return y
     if arrays.on_device(stream, x=x, where=where, out=out):
         calls = arrays.device_calls()
@@ -150,16 +150,11 @@ def forward(x, mask, y, high, low):
 
 
 def split_forward(x, mask, y, high, low):
-    """``forward`` for few long rows, each shared by all threads: three kernels instead of one."""
-    m = row_maxima(x, mask)
+    """``forward`` for few long rows, each shared by all threads."""
     e = None if y.itemsize == 2 else y
-    sums = np.zeros((segments_of(*x.shape), 2))
-    key, size = (x.dtype, mask is None), x.size
-    inputs = x, mask, m, high, low
-    split_key = (*key, e is None)
-    launch(split.exponentials, split.exponentials_parallel, split_key, inputs, (e, sums), len(sums), size)
-    inputs = x, mask, m, high, low, sums
-    launch(cpu.divide, cpu.divide_parallel, key, inputs, (e, y), len(sums), size)
+    maxima, sums, turns = shared_work(x)
+    key, inputs = (x.dtype, mask is None, e is None), (x, mask, high, low)
+    launch(cpu.shared, cpu.shared_parallel, key, inputs, (e, maxima, sums, turns, y), maxima.size, x.size)
 
 
 def softmax_backward(

@@ -14,7 +14,16 @@ from ...passes import (
     row_scaled,
     segment_dot,
 )
-from ...split import place, row_shift, row_total, segment_count
+from ...split import (
+    maximum_of_row,
+    next_unit,
+    place,
+    row_shift,
+    row_total,
+    segment_count,
+    shared_exponentials,
+    shared_maxima,
+)
 from ...summation import two_parts
 from ...tiles import (
     ROWS,
@@ -96,49 +105,65 @@ def forward_parallel(x, mask, work, high, low, y, blocks):
     rows = x.shape[0]
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
-        forward_rows(x, mask, work, high, low, start, stop, b, y)
+        forward_rows(x, mask, work, high, low, start, stop, np.int64(b), y)
 
 
 @inline
-def divide_segment(
-    x,  # IN   (rows, n)
+def shared_rows(
+    x,  # IN   (rows, n) few and long
     mask,  # IN   (rows, n) bytes or None
-    m,  # IN   (rows,) the maxima
     high,  # IN   log2(e) / T in two parts
     low,
-    sums,  # IN   (segments of all rows, 2), see split.exponentials
-    e,  # IN   (rows, n) the exponentials: y itself, or None to compute them again
-    unit,  # IN   the segment to do
+    e,  # WORK (rows, n) for exponentials: y itself, or None to compute them twice
+    maxima,  # WORK (segments of all rows,), see numbasoft.split
+    sums,  # WORK (segments of all rows, 2)
+    turns,  # WORK (...,) counters
     y,  # OUT  (rows, n)
+    block,  # IN   the thread, of so many
+    blocks,
 ):
+    # loop 1: the maximum of every row
+    shared_maxima(x, mask, maxima, turns, block, blocks)
+
+    # loops 2 and 3: exp of every element after the shift, and the sum of every row
+    shared_exponentials(x, mask, maxima, high, low, e, sums, turns, block, blocks)
+
+    # loop 4: every element divided by the sum of its row
+    unit = next_unit(turns, 2, block, blocks, maxima.size)
+    while unit < maxima.size:
+        divide_segment(x, mask, maxima, high, low, sums, e, unit, y)
+        unit = next_unit(turns, 2, block, blocks, maxima.size)
+
+
+@inline
+def divide_segment(x, mask, maxima, high, low, sums, e, unit, y):
     n = x.shape[1]
     i, first, count = place(unit, n)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     one, two = stack_array(x, ROWS), stack_array(x, ROWS)
-    s = row_total(x, sums, unit - unit % segment_count(n), n)
-    total[0], lost[0] = s[0], s[1]
+    total[0], lost[0] = row_total(x, sums, unit - unit % segment_count(n), n)
     reciprocals(total, lost, 1, one, two)
+    m = maximum_of_row(maxima, i, n)
     at, mask_at, y_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(y, i) + first
-    if filled_if_empty(x, mask, row_at(mask, i), n, m[i], y, y_at, count, 0.0):
+    if filled_if_empty(x, mask, row_at(mask, i), n, m, y, y_at, count, 0.0):
         return
     if e is None:
-        shift = row_shift(x, m[i], high, low)
+        shift = row_shift(x, m, high, low)
         row_quotients(x, at, mask, mask_at, count, shift, high, low, (one[0], two[0]), y, y_at)
     else:
         row_scaled(y, y_at, count, (one[0], two[0]), y, y_at)
 
 
 @kernel
-def divide(x, mask, m, high, low, sums, e, y):
-    """Loop 4, segment by segment, for few long rows (see numbasoft.split)."""
-    for unit in range(sums.shape[0]):
-        divide_segment(x, mask, m, high, low, sums, e, unit, y)
+def shared(x, mask, high, low, e, maxima, sums, turns, y):
+    """``forward`` for few long rows, each shared by all threads (see numbasoft.split)."""
+    shared_rows(x, mask, high, low, e, maxima, sums, turns, y, 0, 1)
 
 
 @parallel_kernel
-def divide_parallel(x, mask, m, high, low, sums, e, y, blocks):
-    for unit in prange(sums.shape[0]):
-        divide_segment(x, mask, m, high, low, sums, e, unit, y)
+def shared_parallel(x, mask, high, low, e, maxima, sums, turns, y, blocks):
+    for b in prange(blocks):
+        shared_rows(x, mask, high, low, e, maxima, sums, turns, y, np.int64(b), blocks)
 
 
 @inline
@@ -252,7 +277,7 @@ def dots(g, y, unless_zero, sums):
 @parallel_kernel
 def dots_parallel(g, y, unless_zero, sums, blocks):
     for unit in prange(sums.shape[0]):
-        dot_of_segment(g, y, unless_zero, unit, sums)
+        dot_of_segment(g, y, unless_zero, np.int64(unit), sums)
 
 
 @inline
@@ -274,4 +299,4 @@ def backward_segments(g, y, inverse, sums, dx):
 @parallel_kernel
 def backward_segments_parallel(g, y, inverse, sums, dx, blocks):
     for unit in prange(sums.shape[0]):
-        backward_segment(g, y, inverse, sums, unit, dx)
+        backward_segment(g, y, inverse, sums, np.int64(unit), dx)
