@@ -1,5 +1,6 @@
 """The machine code is the vector code it is meant to be: scalar code is right as well, but 10 times slower."""
 
+import importlib
 import json
 import os
 import platform
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import llvmlite.binding as llvm
+import numba
 import numpy as np
 import pytest
 
@@ -132,3 +134,26 @@ def test_plain_calls_skip_the_general_path(dtype, shape, monkeypatch, rng):
     for other in lambda: numbasoft.softmax(x[:, ::2]), lambda: numbasoft.softmax(x, temperature=2.0):
         with pytest.raises(AssertionError, match="general path"):
             other()
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_few_long_rows_are_shared_by_threads(name, monkeypatch, rng):
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("needs two threads")
+    api = importlib.import_module(f"numbasoft.ops.{name}.api")
+    shared = []
+    split_forward = api.split_forward
+
+    def seen(x, *rest):
+        shared.append(x.shape)
+        split_forward(x, *rest)
+
+    monkeypatch.setattr(api, "split_forward", seen)
+    before = numba.get_num_threads()
+    numba.set_num_threads(2)
+    try:
+        for shape in (1, 50_000), (1, 200_000), (2, 200_000), (3, 100_000), (4, 100_000), (300, 1000):
+            getattr(numbasoft, name)(rng.standard_normal(shape, dtype=np.float32))
+    finally:
+        numba.set_num_threads(before)
+    assert shared == [(1, 200_000), (3, 100_000)]
