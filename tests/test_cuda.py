@@ -21,6 +21,7 @@ from numbasoft.cuda import geometry, layout
 
 STORAGES = ("f2", "b2", "f4", "f8")
 HERE = Path(__file__).parent
+ROOT = HERE.resolve().parent
 
 # --- how a row is shared out -------------------------------------------------------------------------------
 
@@ -262,15 +263,32 @@ needs_numba_cuda = pytest.mark.skipif(
 PARTS = {"simulated": {"NUMBA_ENABLE_CUDASIM": "1"}, "compiled": {}}
 
 
-@needs_numba_cuda
-@pytest.mark.parametrize("part", PARTS)
-def test_in_a_process_of_its_own(part):
+def run_part(part, environment):
     package = Path(numbasoft.__file__).parents[1]
-    path = os.pathsep.join([str(package), str(HERE), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(package), str(HERE), str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not big"]
     done = subprocess.run(
         [*command, str(HERE / "device" / f"{part}.py")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, **PARTS[part], "PYTHONPATH": path}, cwd=package, timeout=900, text=True, check=False,
+        env={**os.environ, **environment, "PYTHONPATH": path}, cwd=package, timeout=900, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:]
     assert " passed" in done.stdout and " skipped" not in done.stdout
+
+
+@needs_numba_cuda
+@pytest.mark.parametrize("part", PARTS)
+def test_in_a_process_of_its_own(part):
+    run_part(part, PARTS[part])
+
+
+@needs_numba_cuda
+@pytest.mark.parametrize("devices", [1, 2])
+def test_calls_up_to_the_driver(devices, tmp_path):
+    sys.path.insert(0, str(ROOT))
+    try:
+        from benchmarks import gpu_host
+    finally:
+        sys.path.remove(str(ROOT))
+    if not sys.platform.startswith("linux") or gpu_host.compiler() is None:
+        pytest.skip("no C compiler on Linux to build the stand-in for the driver with")
+    run_part("launched", {**gpu_host.build(tmp_path), "STAND_IN_DEVICES": str(devices)})
