@@ -11,7 +11,7 @@
 
 typedef unsigned long long Address;
 typedef int Result;
-enum { SUCCESS, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201 };
+enum { SUCCESS, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, INVALID_CONTEXT = 201 };
 enum { MULTIPROCESSORS = 16, MAJOR = 75, MINOR = 76 };
 enum { VERSION = 13000, MOST_PARAMETERS = 32, DEPTH = 16, DEVICES = 2 };
 #define ROOM ((size_t)1 << 36)
@@ -104,7 +104,11 @@ static Result pointer_attribute(void *value, int which, Address address) {
 }
 static Result copy(void *to, const void *from, size_t n) { memcpy(to, from, n); return SUCCESS; }
 
-static Result load(void **library, const void *code) { stand_in_loads++; return make(library); }
+static Result load(void **library, const void *code) {
+    if (memcmp(code, image, 4)) return INVALID_IMAGE;
+    stand_in_loads++;
+    return make(library);
+}
 static Result kernel(void **kernel, void *library, const char *name) { return make(kernel); }
 static Result kernel_attribute(int *value, int which, void *kernel, int device) { *value = 32; return SUCCESS; }
 static Result link_create(unsigned n, void *options, void **values, void **state) { return make(state); }

@@ -37,7 +37,8 @@ def build(folder):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = [str(folder), os.environ.get("LD_LIBRARY_PATH", "")]
-    return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, found))}
+    # nor may its machine code get among that of a real driver
+    return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, found)), "NUMBA_CACHE_DIR": str(folder)}
 
 
 class StandIn:

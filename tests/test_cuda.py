@@ -282,8 +282,8 @@ def test_in_a_process_of_its_own(part):
 
 
 @needs_numba_cuda
-@pytest.mark.parametrize("devices", [1, 2])
-def test_calls_up_to_the_driver(devices, tmp_path):
+@pytest.mark.parametrize(("part", "devices"), [("launched", 1), ("launched", 2), ("stored", 1)])
+def test_calls_up_to_the_driver(part, devices, tmp_path):
     sys.path.insert(0, str(ROOT))
     try:
         from benchmarks import gpu_host
@@ -291,4 +291,4 @@ def test_calls_up_to_the_driver(devices, tmp_path):
         sys.path.remove(str(ROOT))
     if not sys.platform.startswith("linux") or gpu_host.compiler() is None:
         pytest.skip("no C compiler on Linux to build the stand-in for the driver with")
-    run_part("launched", {**gpu_host.build(tmp_path), "STAND_IN_DEVICES": str(devices)})
+    run_part(part, {**gpu_host.build(tmp_path), "STAND_IN_DEVICES": str(devices)})

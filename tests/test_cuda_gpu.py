@@ -363,6 +363,36 @@ def test_the_documented_kernel(rng):
     check(weights.copy_to_host(), oracle.softmax(scores * np.float32(d**-0.5), where=allowed), 2)
 
 
+KEPT = """
+import sys, numpy as np, numbasoft
+from numba import cuda
+from numba.cuda import dispatcher
+if sys.argv[1:] == ["again"]:
+    dispatcher._Kernel.__init__ = None
+for n in (100, 5000, 100_000):
+    x = cuda.to_device(np.linspace(-9, 9, 2 * n, dtype="f4").reshape(2, n))
+    print(hash(numbasoft.softmax(x).copy_to_host().tobytes()))
+"""
+
+
+def test_a_process_runs_what_another_has_compiled(tmp_path):
+    package = str(Path(numbasoft.__file__).parents[1])
+    environment = {
+        **os.environ,
+        "PYTHONPATH": package,
+        "PYTHONHASHSEED": "1",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    results = [
+        subprocess.run(
+            [sys.executable, "-c", KEPT, *again], capture_output=True, text=True, check=True, env=environment
+        ).stdout
+        for again in ([], ["again"])
+    ]
+    assert results[0] == results[1] and len(results[0].split()) == 3
+    assert len(list(tmp_path.rglob("*.cubin"))) == 5
+
+
 SMALL_CALLS = """
 import numpy as np, numbasoft
 from numba import cuda

@@ -43,7 +43,7 @@ class Prepared(NamedTuple):
 @cache
 def compiled(factory, options, threads, ordinal):
     """A kernel, compiled for a device."""
-    return kernel(*factory(*options), threads)
+    return kernel(*factory(*options), threads, options)
 
 
 def step(factory, options, blocks, threads, most_threads, ordinal, handle, *arguments):
