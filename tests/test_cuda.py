@@ -46,6 +46,7 @@ def test_every_element_of_a_row_is_done_once(storage, in_pairs):
                 assert not aligned and n > longest - 2 * lanes
                 continue
             assert how.threads % how.team == 0 and how.threads <= geometry.MOST_THREADS
+            assert how.threads <= geometry.most_threads(how.vectors, storage, in_pairs)
             assert how.team & (how.team - 1) == 0 if how.team <= 32 else how.team % 32 == 0
             assert how.team <= 32 or how.threads == how.team
             # no element is left out: the last one has a vector, wherever the row begins
@@ -81,6 +82,7 @@ def test_rows_without_sums_are_done_once(storage):
         assert how.team * how.vectors * lanes - (lanes - 1) >= length
         assert how.team & (how.team - 1) == 0 if how.team <= 32 else how.team % 32 == 0
         assert how.threads % how.team == 0 and how.threads <= geometry.MOST_THREADS
+        assert how.threads <= geometry.most_threads(how.vectors, storage)
 
 
 def test_every_element_of_a_column_is_done_once():

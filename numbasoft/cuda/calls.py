@@ -99,7 +99,7 @@ def forward_steps(operation, storage, temperature, masked, where_from, aligned, 
     if how:
         options = (storage, how.vectors, aligned, masked)
         arguments = *source, rows, n, how.team, *numbers, *result
-        blocks, most = how.blocks(rows), geometry.MOST_THREADS
+        blocks, most = how.blocks(rows), geometry.most_threads(how.vectors, storage, in_pairs=masked)
         return Prepared((one(operation.rows, options, blocks, how.threads, most, *arguments),), 0)
 
     segments, threads = geometry.segments_of(n, storage), geometry.SEGMENT_THREADS
@@ -140,7 +140,7 @@ def backward_steps(operation, storage, temperature, where_from, aligned, ordinal
     how = geometry.rows_launch(n, storage, aligned, in_pairs=True)
     if how:
         arguments = *source, rows, n, how.team, *numbers, *result
-        blocks, most = how.blocks(rows), geometry.MOST_THREADS
+        blocks, most = how.blocks(rows), geometry.most_threads(how.vectors, storage, in_pairs=True)
         options = (storage, how.vectors, aligned)
         return Prepared((one(operation.rows, options, blocks, how.threads, most, *arguments),), 0)
 
@@ -181,7 +181,7 @@ def logsumexp_backward_steps(operation, storage, reduced, temperature, where_fro
         factory, options, most = (
             operation[0],
             (storage, how.vectors, aligned, reduced),
-            geometry.MOST_THREADS,
+            geometry.most_threads(how.vectors, storage),
         )
     return Prepared((step(factory, options, blocks, threads, most, ordinal, handle, *arguments),), 0)
 

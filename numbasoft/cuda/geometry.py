@@ -13,7 +13,7 @@ VECTOR_BYTES = 16
 # Vectors of 16 bytes that a thread holds of a row: one kernel for each, so that registers fit. Backward
 # passes hold two rows, masked ones the mask besides.
 VECTORS = {"f2": (1, 2, 4), "b2": (1, 2, 4), "f4": (1, 4, 8), "f8": (1, 4, 8)}
-PAIR_VECTORS = {"f2": (1, 2, 2), "b2": (1, 2, 2), "f4": (1, 4, 5), "f8": (1, 4, 5)}
+PAIR_VECTORS = {"f2": (1, 2, 2), "b2": (1, 2, 2), "f4": (1, 4, 5), "f8": (1, 4, 4)}
 SEGMENT_VECTORS = {"f2": 4, "b2": 4, "f4": 8, "f8": 4}
 
 WARP = 32
@@ -62,6 +62,15 @@ def rows_launch(n, storage, aligned, in_pairs=False):
         if team <= most:
             return Rows(vectors, team, team)
     return None
+
+
+def most_threads(vectors, storage, in_pairs=False):
+    """The threads that a block has at most where a thread holds so many vectors of a row.
+
+    A kernel is compiled for no more: told 512 instead of 256, ptxas spills some into memory.
+    """
+    *_, many = (PAIR_VECTORS if in_pairs else VECTORS)[storage]
+    return MOST_THREADS if vectors == many else MIDDLE_BLOCK
 
 
 def power_of_two(n):
