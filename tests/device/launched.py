@@ -9,6 +9,8 @@ import sys
 import threading
 import warnings
 
+import compiled
+import every_kernel
 import numpy as np
 import pytest
 from numba import cuda
@@ -16,6 +18,7 @@ from numba import cuda
 import numbasoft
 from benchmarks.gpu_host import StandIn, calls
 from numbasoft.cuda import arrays, geometry
+from numbasoft.cuda import calls as device_calls
 
 LAST = arrays.device_count() - 1
 driver = StandIn()
@@ -190,3 +193,27 @@ def test_arrays_of_the_other_device():
         with pytest.raises(ValueError, match="out is on device 1 and x on device 0"):
             numbasoft.softmax(other, out=y)
         assert cuda.get_current_device().id == 0
+
+
+@pytest.mark.parametrize("storage", ["f2", "b2", "f4", "f8"])
+def test_the_sanitizers_see_every_kernel(storage, monkeypatch):
+    # kernels are made, but not compiled
+    made = set()
+
+    class Kernel:
+        def __getitem__(self, configuration):
+            return lambda *arguments: None
+
+        def typed(self, arguments):
+            return arguments
+
+    def compiled_(factory, options, threads, ordinal):
+        made.add((factory, options, threads))
+        return Kernel()
+
+    monkeypatch.setattr(device_calls, "compiled", compiled_)
+    for steps in "forward_steps", "backward_steps", "logsumexp_backward_steps":
+        monkeypatch.setattr(device_calls, steps, getattr(device_calls, steps).__wrapped__)
+    every_kernel.call_every_kernel(storage)
+    wanted = {(k.factory, k.options, k.threads) for k in compiled.kernels(storage)}
+    assert not wanted - made
