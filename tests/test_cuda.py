@@ -67,6 +67,8 @@ def test_segments_make_up_a_row(storage):
     assert length * geometry.ITEMSIZE[storage] % geometry.VECTOR_BYTES == 0
     held = geometry.SEGMENT_THREADS * geometry.SEGMENT_VECTORS[storage] * lanes
     assert held - (lanes - 1) >= length, "a segment fits wherever it begins"
+    parts = range(0, geometry.SEGMENT_VECTORS[storage], geometry.LAST_VECTORS[storage])
+    assert parts[-1] + geometry.LAST_VECTORS[storage] == geometry.SEGMENT_VECTORS[storage]
     widths = [*range(1, 3 * length), 50_257, 128_256, 262_144, 1_000_003, 10_000_000]
     for n in widths:
         count = geometry.segments_of(n, storage)

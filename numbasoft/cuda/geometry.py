@@ -15,6 +15,8 @@ VECTOR_BYTES = 16
 VECTORS = {"f2": (1, 2, 4), "b2": (1, 2, 4), "f4": (1, 4, 8), "f8": (1, 4, 8)}
 PAIR_VECTORS = {"f2": (1, 2, 2), "b2": (1, 2, 2), "f4": (1, 4, 5), "f8": (1, 4, 4)}
 SEGMENT_VECTORS = {"f2": 4, "b2": 4, "f4": 8, "f8": 4}
+# Of these the last step of a long row, which needs them once, has so many in hand at a time.
+LAST_VECTORS = {"f2": 2, "b2": 2, "f4": 4, "f8": 4}
 
 WARP = 32
 BLOCK = 128  # threads where several rows share a block
@@ -65,12 +67,13 @@ def rows_launch(n, storage, aligned, in_pairs=False):
 
 
 def most_threads(vectors, storage, in_pairs=False):
-    """The threads that a block has at most where a thread holds so many vectors of a row.
+    """The threads for which a kernel is compiled whose threads hold so many vectors of a row.
 
-    A kernel is compiled for no more: told 512 instead of 256, ptxas spills some into memory.
+    A launch has no more. With the middle number it has at most 256, and told 512 ptxas would spill
+    registers to keep to 64 of them; with one vector, 128, it had better be told 512.
     """
-    *_, many = (PAIR_VECTORS if in_pairs else VECTORS)[storage]
-    return MOST_THREADS if vectors == many else MIDDLE_BLOCK
+    _, middle, many = (PAIR_VECTORS if in_pairs else VECTORS)[storage]
+    return MIDDLE_BLOCK if vectors == middle and middle != many else MOST_THREADS
 
 
 def power_of_two(n):

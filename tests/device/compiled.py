@@ -53,17 +53,17 @@ def kernels(storage):
                 yield Kernel(room.forward, options, size, most, vectors, vectors * stores)
         for masked in False, True:
             yield Kernel(room.forward_columns, (*kinds, masked), "columns", geometry.MOST_COLUMN_THREADS)
-    n = geometry.SEGMENT_VECTORS[storage]
+    n, part = geometry.SEGMENT_VECTORS[storage], geometry.LAST_VECTORS[storage]
     for room in softmax, log_softmax:
         for vectors, size in dict(zip(geometry.PAIR_VECTORS[storage], sizes, strict=True)).items():
             for aligned in True, False:
                 options, most = (*kinds, vectors, aligned), geometry.most_threads(vectors, storage, True)
                 yield Kernel(room.backward, options, size, most, 2 * vectors, vectors)
         yield Kernel(room.backward_columns, kinds, "columns", geometry.MOST_COLUMN_THREADS)
-        yield Kernel(room.backward_segments, kinds, "segments", geometry.SEGMENT_THREADS, 2 * n, n)
+        yield Kernel(room.backward_segments, kinds, "segments", geometry.SEGMENT_THREADS, 2 * part, part)
     for last in softmax.divide, log_softmax.subtract:
         for masked in False, True:
-            yield Kernel(last, (*kinds, masked), "segments", geometry.SEGMENT_THREADS, n, n)
+            yield Kernel(last, (*kinds, masked), "segments", geometry.SEGMENT_THREADS, part, part)
     yield Kernel(logsumexp.combine, kinds, "segments", geometry.SEGMENT_THREADS, 0, 0)
     for masked in False, True:
         yield Kernel(split.maxima, (*kinds, masked), "segments", geometry.SEGMENT_THREADS, n, 0)

@@ -22,7 +22,7 @@ from ...cuda.backend import (
     vector_of,
 )
 from ...cuda.elementary import arithmetic_of, parts_of, two_sum
-from ...cuda.geometry import ITEMSIZE, SEGMENT_VECTORS, STRIDED_LANES, segment_length
+from ...cuda.geometry import ITEMSIZE, LAST_VECTORS, SEGMENT_VECTORS, STRIDED_LANES, segment_length
 from ...cuda.masked import masked_gatherer, masked_loader
 from ...cuda.operations import Backward, Forward
 from ...cuda.signatures import address, number_type, signature, size, whole
@@ -237,8 +237,9 @@ def subtract(storage, masked):
     """Loops 4 and 5 for a segment of a long row (see numbasoft.cuda.split)."""
     a = arithmetic_of(storage)
     log_of_row, logarithm = logarithms(storage)
-    load = masked_loader(storage, SEGMENT_VECTORS[storage], False, masked)
-    store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
+    held, at_once = SEGMENT_VECTORS[storage], LAST_VECTORS[storage]
+    load = masked_loader(storage, at_once, False, masked)
+    store = storer(storage, a.compute, at_once, False)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
     kind = number_type(a.compute)
 
@@ -263,20 +264,22 @@ def subtract(storage, masked):
         thread, team = cuda.threadIdx.x, cuda.blockDim.x
         at = x + row * x_pitch + begin * itemsize
         high, low = vector_of(high), vector_of(low)
-        is_empty = False
-        if masked:
-            is_empty = count_over(work, row, segments, KEPT, cells, 7) == 0
         m = maximum_of(high, work, row, segments, MAXIMUM, cells, 0)
         second = second_of(m, work, row, segments, cells, 1)
         maxima = count_over(work, row, segments, MAXIMA, cells, 2)
         total = sum_over(work, row, segments, cells, 3)
         log = log_of_row(m, second, maxima, total, high, low)
         inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
-        # The row is loaded only now: held through the sums it takes 178 registers with a mask.
-        mask_at = mask + row * mask_pitch + begin * mask_step
-        v, _ = load(at, mask_at, mask_step, thread, team, inside)
-        result = logarithm(v, m, inverse, inverse_rest, log, is_empty)
-        store(y + row * y_pitch + begin * itemsize, at, thread, team, inside, True, result)
+        is_empty = False
+        if masked:
+            is_empty = count_over(work, row, segments, KEPT, cells, 7) == 0
+        # the row is loaded only now, part by part: held through the sums it takes 178 registers with a mask
+        mask_at, y_at = mask + row * mask_pitch + begin * mask_step, y + row * y_pitch + begin * itemsize
+        while thread < held * team:
+            v, _ = load(at, mask_at, mask_step, thread, team, inside)
+            result = logarithm(v, m, inverse, inverse_rest, log, is_empty)
+            store(y_at, at, thread, team, inside, True, result)
+            thread += at_once * team
 
     return log_softmax_subtract, signature(
         address, whole, address, whole, whole, size, size, kind, kind, kind, kind, address, address, whole
@@ -451,9 +454,10 @@ def backward_segments(storage):
     a = arithmetic_of(storage, gradient=True)
     lift_for = a.lift_for
     sum_of_row, gradient = gradients(storage)
-    load_g = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, 0.0)
-    load_y = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, -INFINITY)
-    store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
+    held, at_once = SEGMENT_VECTORS[storage], LAST_VECTORS[storage]
+    load_g = loader(storage, a.compute, at_once, False, 0.0)
+    load_y = loader(storage, a.compute, at_once, False, -INFINITY)
+    store = storer(storage, a.compute, at_once, False)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
     kind = number_type(a.compute)
 
@@ -475,15 +479,18 @@ def backward_segments(storage):
         row, begin, inside = segment_place(segments, length, n)
         thread, team = cuda.threadIdx.x, cuda.blockDim.x
         at = log_y + row * log_y_pitch + begin * itemsize
-        v = load_y(at, at, thread, team, inside)
-        d = load_g(g + row * g_pitch + begin * itemsize, at, thread, team, inside)
         high, low, inverse = vector_of(high), vector_of(low), vector_of(inverse)
         up = maximum_of(inverse, work, row, segments, MAXIMUM, cells, 0)
         down = maximum_of(inverse, work, row, segments, SECOND, cells, 1)
         lift = lift_for(maximum(up, down))
         of_row = sum_of_row(up, down, lift, sum_over(work, row, segments, cells, 2))
-        result = gradient(d, v, of_row, lift, inverse, high, low)
-        store(dx + row * dx_pitch + begin * itemsize, at, thread, team, inside, True, result)
+        g_at, dx_at = g + row * g_pitch + begin * itemsize, dx + row * dx_pitch + begin * itemsize
+        # loaded only now, part by part: held through the sums the rows take up to 196 registers
+        while thread < held * team:
+            v, d = load_y(at, at, thread, team, inside), load_g(g_at, at, thread, team, inside)
+            result = gradient(d, v, of_row, lift, inverse, high, low)
+            store(dx_at, at, thread, team, inside, True, result)
+            thread += at_once * team
 
     return log_softmax_backward_segments, signature(
         address, whole, address, whole, size, size, kind, kind, kind, address, address, whole

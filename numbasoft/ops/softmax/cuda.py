@@ -20,7 +20,7 @@ from ...cuda.backend import (
     vector_of,
 )
 from ...cuda.elementary import arithmetic_of, parts_of
-from ...cuda.geometry import ITEMSIZE, SEGMENT_VECTORS, STRIDED_LANES, segment_length
+from ...cuda.geometry import ITEMSIZE, LAST_VECTORS, SEGMENT_VECTORS, STRIDED_LANES, segment_length
 from ...cuda.masked import masked_gatherer, masked_loader
 from ...cuda.operations import Backward, Forward
 from ...cuda.signatures import address, number_type, signature, size, whole
@@ -190,8 +190,9 @@ def divide(storage, masked):
     a = arithmetic_of(storage)
     shift_of, exponential = a.shift_of, a.exponential
     factor, quotient = quotients(storage)
-    load = masked_loader(storage, SEGMENT_VECTORS[storage], False, masked)
-    store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
+    held, at_once = SEGMENT_VECTORS[storage], LAST_VECTORS[storage]
+    load = masked_loader(storage, at_once, False, masked)
+    store = storer(storage, a.compute, at_once, False)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
     kind = number_type(a.compute)
 
@@ -214,16 +215,19 @@ def divide(storage, masked):
         thread, team = cuda.threadIdx.x, cuda.blockDim.x
         at = x + row * x_pitch + begin * itemsize
         high, low = vector_of(high), vector_of(low)
-        mask_at = mask + row * mask_pitch + begin * mask_step
-        v, _ = load(at, mask_at, mask_step, thread, team, inside)
         is_empty = False
         if masked:
             is_empty = count_over(work, row, segments, KEPT, cells, 1) == 0
         m = maximum_of(high, work, row, segments, MAXIMUM, cells, 0)
         r = factor(m, sum_over(work, row, segments, cells, 2))
-        e = exponential(v, shift_of(m, high, low), high, low)
-        y_at = y + row * y_pitch + begin * itemsize
-        store(y_at, at, thread, team, inside, True, quotient(e, r, is_empty))
+        shift = shift_of(m, high, low)
+        # the row is loaded only now, part by part: held through the sums its registers spill
+        mask_at, y_at = mask + row * mask_pitch + begin * mask_step, y + row * y_pitch + begin * itemsize
+        while thread < held * team:
+            v, _ = load(at, mask_at, mask_step, thread, team, inside)
+            e = exponential(v, shift, high, low)
+            store(y_at, at, thread, team, inside, True, quotient(e, r, is_empty))
+            thread += at_once * team
 
     return softmax_divide, signature(
         address, whole, address, whole, whole, size, size, kind, kind, address, address, whole
@@ -389,8 +393,9 @@ def backward_segments(storage):
     a = arithmetic_of(storage, gradient=True)
     lift_for = a.lift_for
     mean, gradient = gradients(storage)
-    load = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, 0.0)
-    store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
+    held, at_once = SEGMENT_VECTORS[storage], LAST_VECTORS[storage]
+    load = loader(storage, a.compute, at_once, False, 0.0)
+    store = storer(storage, a.compute, at_once, False)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
     kind = number_type(a.compute)
 
@@ -410,15 +415,17 @@ def backward_segments(storage):
         row, begin, inside = segment_place(segments, length, n)
         thread, team = cuda.threadIdx.x, cuda.blockDim.x
         at = y + row * y_pitch + begin * itemsize
-        v = load(at, at, thread, team, inside)
-        d = load(g + row * g_pitch + begin * itemsize, at, thread, team, inside)
         inverse = vector_of(inverse)
         up = maximum_of(inverse, work, row, segments, MAXIMUM, cells, 0)
         down = maximum_of(inverse, work, row, segments, SECOND, cells, 1)
         lift = lift_for(maximum(up, down))
         of_row = mean(up, down, lift, sum_over(work, row, segments, cells, 2))
-        dx_at = dx + row * dx_pitch + begin * itemsize
-        store(dx_at, at, thread, team, inside, True, gradient(d, v, of_row, lift, inverse))
+        g_at, dx_at = g + row * g_pitch + begin * itemsize, dx + row * dx_pitch + begin * itemsize
+        # loaded only now, part by part: held through the sums their registers spill
+        while thread < held * team:
+            v, d = load(at, at, thread, team, inside), load(g_at, at, thread, team, inside)
+            store(dx_at, at, thread, team, inside, True, gradient(d, v, of_row, lift, inverse))
+            thread += at_once * team
 
     return softmax_backward_segments, signature(
         address, whole, address, whole, size, size, kind, address, address, whole
