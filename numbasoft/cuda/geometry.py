@@ -13,7 +13,7 @@ VECTOR_BYTES = 16
 # Vectors of 16 bytes that a thread holds of a row: one kernel for each, so that registers fit. Backward
 # passes hold two rows, masked ones the mask besides.
 VECTORS = {"f2": (1, 2, 4), "b2": (1, 2, 4), "f4": (1, 4, 8), "f8": (1, 4, 8)}
-PAIR_VECTORS = {"f2": (1, 2, 2), "b2": (1, 2, 2), "f4": (1, 4, 5), "f8": (1, 4, 4)}
+PAIR_VECTORS = {"f2": (1, 2, 2), "b2": (1, 2, 2), "f4": (1, 4, 5), "f8": (1, 3, 3)}
 SEGMENT_VECTORS = {"f2": 4, "b2": 4, "f4": 8, "f8": 4}
 # Of these the last step of a long row, which needs them once, has so many in hand at a time.
 LAST_VECTORS = {"f2": 2, "b2": 2, "f4": 4, "f8": 4}
