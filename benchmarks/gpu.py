@@ -2,17 +2,21 @@
 
 Every result is checked before it is timed. A time is the median of single calls between two
 CUDA events, each after a write that empties the second cache; the queue is filled ahead, so
-that host time does not count. GB/s counts each input read once and each output written once;
-the copy moves as many bytes in all. Host time per call is a line of its own.
+that host time does not count. JAX has a stream of its own: its time is that of many such pairs
+of a write and a call less that of the writes, by the clock. GB/s counts each input read once and
+each output written once; the copy moves as many bytes in all. Host time per call is a line of
+its own.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
 from functools import partial
 from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 from numbasoft import cuda as numbasoft_cuda
 
@@ -25,35 +29,115 @@ WIDTHS = [64, 256, 1000, 1003, 1024, 4096, 16_384, 50_257, 65_536, 262_144]
 SHAPES = [(min(32_768, MOST_BYTES // 4 // n), n) for n in WIDTHS] + [(8, 262_144), (256, 1000)]
 FUNCTIONS = {
     "softmax": 2, "log_softmax": 2, "softmax_backward": 3, "log_softmax_backward": 3, "logsumexp": 1,
+    "logsumexp_backward": 2,
 }  # fmt: skip
 DTYPES = ["bfloat16", "float32", "float16", "float64"]
+JAX_DTYPES = ["bfloat16", "float32"]  # it compiles for every shape, which takes longer than measuring
 
 
-def libraries():
-    """Functions of every library by name: they take the arguments of numbasoft's, as PyTorch tensors."""
+class Rival(NamedTuple):
+    """A library: functions by name, what they take of PyTorch's tensors, and how they are timed."""
+
+    functions: dict
+    given: Any
+    timed: Any
+    dtypes: list = DTYPES
+
+
+def libraries(flush):
+    """All libraries by name, and why others are missing."""
     import torch
 
     import numbasoft
 
-    result = {"numbasoft": {name: getattr(numbasoft, name) for name in FUNCTIONS}}
-    result["PyTorch"] = {
+    def same(*tensors):
+        return tensors
+
+    by_events = partial(timed, flush=flush)
+    result = {"numbasoft": Rival({n: getattr(numbasoft, n) for n in FUNCTIONS}, same, by_events)}
+    of_torch = {
         "softmax": lambda x: torch.softmax(x, -1),
         "log_softmax": lambda x: torch.log_softmax(x, -1),
         "logsumexp": lambda x: torch.logsumexp(x, -1),
         "softmax_backward": lambda g, y: torch.ops.aten._softmax_backward_data(g, y, -1, y.dtype),
         "log_softmax_backward": lambda g, y: torch.ops.aten._log_softmax_backward_data(g, y, -1, y.dtype),
+        # as its autograd does
+        "logsumexp_backward": lambda g, x, lse: g[:, None] * (x - lse[:, None]).exp(),
     }
+    result["PyTorch"] = Rival(of_torch, same, by_events)
+    missing = {}
     if find_spec("cupy") and find_spec("scipy"):
         import cupy
         from cupyx.scipy import special
 
-        def on_cupy(function):
-            return lambda x: function(cupy.from_dlpack(x), axis=-1)
+        def to_cupy(*tensors):
+            return [cupy.from_dlpack(t) for t in tensors]
 
-        result["CuPy"] = {n: on_cupy(getattr(special, n)) for n in ("softmax", "log_softmax", "logsumexp")}
+        names = "softmax", "log_softmax", "logsumexp"
+        of_cupy = {n: partial(getattr(special, n), axis=-1) for n in names}
+        result["CuPy"] = Rival(of_cupy, to_cupy, by_events)
+    else:
+        missing["CuPy"] = "CuPy and SciPy are not installed"
     if find_spec("triton"):
-        result["Triton"] = {"softmax": triton_softmax()}
-    return result
+        result["Triton"] = Rival({"softmax": triton_softmax()}, same, by_events)
+    else:
+        missing["Triton"] = "Triton is not installed"
+    try:
+        result["JAX"] = jax_rival()
+    except (ImportError, RuntimeError) as error:
+        missing["JAX"] = str(error).splitlines()[0]
+    return result, missing
+
+
+def jax_functions():
+    import jax
+    from jax import numpy as jnp
+
+    functions = {
+        "softmax": lambda x: jax.nn.softmax(x, axis=-1),
+        "log_softmax": lambda x: jax.nn.log_softmax(x, axis=-1),
+        "logsumexp": lambda x: jax.nn.logsumexp(x, axis=-1),
+        "softmax_backward": lambda g, y: y * (g - (g * y).sum(-1, keepdims=True)),
+        "log_softmax_backward": lambda g, y: g - jnp.exp(y) * g.sum(-1, keepdims=True),
+        "logsumexp_backward": lambda g, x, lse: g[:, None] * jnp.exp(x - lse[:, None]),
+    }
+
+    def in_float32(function):
+        return lambda *given: function(*(a.astype("float32") for a in given)).astype(given[-1].dtype)
+
+    return {name: jax.jit(in_float32(function)) for name, function in functions.items()}
+
+
+def jax_rival():
+    """JAX, where it has a CUDA device; else an error that says what is missing."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # three quarters of the memory
+    import jax
+
+    jax.devices("cuda")
+    written = [jax.device_put(jax.numpy.zeros(FLUSH // 4, "float32"), jax.devices("cuda")[0])]
+    write = jax.jit(lambda a: a + 1, donate_argnums=0)
+
+    def to_jax(*tensors):
+        import torch
+
+        torch.cuda.synchronize()
+        return [jax.dlpack.from_dlpack(t) for t in tensors]
+
+    def seconds(call):
+        begin = time.perf_counter()
+        for _ in range(REPEATS):
+            written[0] = write(written[0])
+            last = call()
+        jax.block_until_ready((last, written[0]))
+        return time.perf_counter() - begin
+
+    def by_clock(call):
+        """Milliseconds of one call, by pairs of a write and a call and by writes alone."""
+        seconds(call), seconds(lambda: None)
+        pairs = [seconds(call) - seconds(lambda: None) for _ in range(3)]
+        return statistics.median(pairs) / REPEATS * 1e3
+
+    return Rival(jax_functions(), to_jax, by_clock, JAX_DTYPES)
 
 
 def triton_softmax():
@@ -88,6 +172,8 @@ def arguments(name, rows, n, dtype, generator):
     x = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
     if not name.endswith("_backward"):
         return (x,)
+    if name == "logsumexp_backward":
+        return torch.randn(rows, device="cuda", generator=generator).to(dtype), x, torch.logsumexp(x, -1)
     y = torch.softmax(x, -1) if name.startswith("softmax") else torch.log_softmax(x, -1)
     return torch.randn((rows, n), device="cuda", generator=generator).to(dtype), y
 
@@ -103,6 +189,9 @@ def expected(name, given):
     if name == "log_softmax_backward":
         g, y = rows
         return g - y.exp() * g.sum(-1, keepdim=True)
+    if name == "logsumexp_backward":
+        g, x, lse = rows
+        return g[:, None] * (x - lse[:, None]).exp()
     return getattr(torch, name)(rows[0], -1)
 
 
@@ -138,17 +227,20 @@ def measure(name, dtype, rows, n, rivals, flush, generator):
     import torch
 
     given = arguments(name, rows, n, getattr(torch, dtype), generator)
-    moved = FUNCTIONS[name] * given[0].numel() * given[0].element_size()
+    full = given[-1] if name != "logsumexp_backward" else given[1]
+    moved = FUNCTIONS[name] * full.numel() * full.element_size()
     half = torch.randint(0, 255, (moved // 2,), dtype=torch.uint8, device="cuda", generator=generator)
     target = torch.empty_like(half)
     row = {"function": name, "dtype": dtype, "shape": [rows, n], "bytes": moved, "GB/s": {}}
     row["GB/s"]["copy"] = moved / timed(partial(target.copy_, half), flush) / 1e6
     del half, target
-    for library, functions in rivals.items():
-        if name not in functions:
+    for library, rival in rivals.items():
+        if name not in rival.functions or dtype not in rival.dtypes:
             continue
         try:
-            got = functions[name](*given)
+            theirs = rival.given(*given)
+            call = partial(rival.functions[name], *theirs)
+            got = call()
         except (TypeError, ValueError, RuntimeError) as error:
             row.setdefault("failed", {})[library] = str(error).splitlines()[0]
             continue
@@ -158,7 +250,7 @@ def measure(name, dtype, rows, n, rivals, flush, generator):
             row.setdefault("failed", {})[library] = "wrong result"
             continue
         del got
-        row["GB/s"][library] = moved / timed(partial(functions[name], *given), flush) / 1e6
+        row["GB/s"][library] = moved / rival.timed(call) / 1e6
     return row
 
 
@@ -212,16 +304,18 @@ def main():
 
     begin = time.monotonic()
     generator = torch.Generator(device="cuda").manual_seed(1)
-    rivals = libraries()
     flush = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
+    rivals, missing = libraries(flush)
     names = ["copy", *rivals]
     result = {"device": torch.cuda.get_device_name(), "rows": [], "skipped": 0}
+    result["not compared"] = missing
     result["host microseconds"] = host_cost(generator)
     print(f"{result['device']}, GB/s; the last column is numbasoft's share of the copy")
     print(
         "host time of a call, us: "
         + ", ".join(f"{k} {v:.1f}" for k, v in result["host microseconds"].items())
     )
+    print("".join(f"not compared with {name}: {reason}\n" for name, reason in missing.items()), end="")
     print(f"{'function':21} {'dtype':8} {'rows':>6}   {'width':7} " + " ".join(f"{n:>10}" for n in names))
     cases = [(name, dtype, shape) for dtype in DTYPES for name in FUNCTIONS for shape in SHAPES]
     for name, dtype, (rows, n) in cases:

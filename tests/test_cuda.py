@@ -21,6 +21,7 @@ from numbasoft.cuda import geometry, layout
 
 STORAGES = ("f2", "b2", "f4", "f8")
 HERE = Path(__file__).parent
+ROOT = HERE.resolve().parent
 
 # --- how a row is shared out -------------------------------------------------------------------------------
 
@@ -45,6 +46,7 @@ def test_every_element_of_a_row_is_done_once(storage, in_pairs):
                 assert not aligned and n > longest - 2 * lanes
                 continue
             assert how.threads % how.team == 0 and how.threads <= geometry.MOST_THREADS
+            assert how.threads <= geometry.most_threads(how.vectors, storage, in_pairs)
             assert how.team & (how.team - 1) == 0 if how.team <= 32 else how.team % 32 == 0
             assert how.team <= 32 or how.threads == how.team
             # no element is left out: the last one has a vector, wherever the row begins
@@ -65,6 +67,8 @@ def test_segments_make_up_a_row(storage):
     assert length * geometry.ITEMSIZE[storage] % geometry.VECTOR_BYTES == 0
     held = geometry.SEGMENT_THREADS * geometry.SEGMENT_VECTORS[storage] * lanes
     assert held - (lanes - 1) >= length, "a segment fits wherever it begins"
+    parts = range(0, geometry.SEGMENT_VECTORS[storage], geometry.LAST_VECTORS[storage])
+    assert parts[-1] + geometry.LAST_VECTORS[storage] == geometry.SEGMENT_VECTORS[storage]
     widths = [*range(1, 3 * length), 50_257, 128_256, 262_144, 1_000_003, 10_000_000]
     for n in widths:
         count = geometry.segments_of(n, storage)
@@ -80,6 +84,7 @@ def test_rows_without_sums_are_done_once(storage):
         assert how.team * how.vectors * lanes - (lanes - 1) >= length
         assert how.team & (how.team - 1) == 0 if how.team <= 32 else how.team % 32 == 0
         assert how.threads % how.team == 0 and how.threads <= geometry.MOST_THREADS
+        assert how.threads <= geometry.most_threads(how.vectors, storage)
 
 
 def test_every_element_of_a_column_is_done_once():
@@ -262,15 +267,32 @@ needs_numba_cuda = pytest.mark.skipif(
 PARTS = {"simulated": {"NUMBA_ENABLE_CUDASIM": "1"}, "compiled": {}}
 
 
-@needs_numba_cuda
-@pytest.mark.parametrize("part", PARTS)
-def test_in_a_process_of_its_own(part):
+def run_part(part, environment):
     package = Path(numbasoft.__file__).parents[1]
-    path = os.pathsep.join([str(package), str(HERE), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(package), str(HERE), str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not big"]
     done = subprocess.run(
         [*command, str(HERE / "device" / f"{part}.py")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, **PARTS[part], "PYTHONPATH": path}, cwd=package, timeout=900, text=True, check=False,
+        env={**os.environ, **environment, "PYTHONPATH": path}, cwd=package, timeout=900, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:]
     assert " passed" in done.stdout and " skipped" not in done.stdout
+
+
+@needs_numba_cuda
+@pytest.mark.parametrize("part", PARTS)
+def test_in_a_process_of_its_own(part):
+    run_part(part, PARTS[part])
+
+
+@needs_numba_cuda
+@pytest.mark.parametrize(("part", "devices"), [("launched", 1), ("launched", 2), ("stored", 1)])
+def test_calls_up_to_the_driver(part, devices, tmp_path):
+    sys.path.insert(0, str(ROOT))
+    try:
+        from benchmarks import gpu_host
+    finally:
+        sys.path.remove(str(ROOT))
+    if not sys.platform.startswith("linux") or gpu_host.compiler() is None:
+        pytest.skip("no C compiler on Linux to build the stand-in for the driver with")
+    run_part(part, {**gpu_host.build(tmp_path), "STAND_IN_DEVICES": str(devices)})

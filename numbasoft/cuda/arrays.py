@@ -100,6 +100,8 @@ class CuPy:
         import cupy
 
         dtype = bfloat16() if storage == "b2" else NAME[storage]
+        if cupy.cuda.get_current_stream().ptr == stream and cupy.cuda.Device().id == like.ordinal:
+            return cupy.empty(shape, dtype)
         with cupy.cuda.Device(like.ordinal), cupy.cuda.ExternalStream(stream):
             return cupy.empty(shape, dtype)
 
@@ -121,9 +123,11 @@ class Torch:
     def empty(self, shape, storage, like, stream):
         import torch
 
-        device = like.value.device
+        device, dtype = torch.device("cuda", like.ordinal), getattr(torch, NAME[storage])
+        if torch.cuda.current_stream(device).cuda_stream == stream:
+            return torch.empty(shape, dtype=dtype, device=device)
         with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=device)):
-            return torch.empty(shape, dtype=getattr(torch, NAME[storage]), device=device)
+            return torch.empty(shape, dtype=dtype, device=device)
 
     def current_stream(self, ordinal):
         import torch
@@ -162,19 +166,23 @@ def home_of(value):
 
 
 def quick_look(value):
-    """An array's address and all else that a launch depends on, or None where a closer look is needed."""
+    """An array's address, and its home, device and all else that a launch depends on.
+
+    None where a closer look is needed.
+    """
     home = home_of(value)
     if home is TORCH:
         if value.requires_grad or value.is_conj() or value.is_neg():
             return None
-        return value.data_ptr(), (TORCH, value.dtype, value.shape, value.stride(), value.device.index)
+        return value.data_ptr(), (TORCH, value.device.index, value.dtype, value.shape, value.stride())
     if home is CUPY:
-        return value.data.ptr, (CUPY, value.dtype, value.shape, value.strides, value.device.id)
+        return value.data.ptr, (CUPY, value.device.id, value.dtype, value.shape, value.strides)
     if home is NUMBA and SIMULATED:
         host = value._ary
-        return host.ctypes.data, (NUMBA, host.dtype, host.shape, host.strides, host.flags.writeable)
+        return host.ctypes.data, (NUMBA, 0, host.dtype, host.shape, host.strides, host.flags.writeable)
     if home is NUMBA and not value.stream:
-        return value.device_ctypes_pointer.value or 0, (NUMBA, value.dtype, value.shape, value.strides)
+        address = value.device_ctypes_pointer.value or 0
+        return address, (NUMBA, ordinal_of(address), value.dtype, value.shape, value.strides)
     return None
 
 

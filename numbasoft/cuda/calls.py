@@ -8,6 +8,7 @@ Nothing here waits for the device or copies to the host.
 import math
 import threading
 from functools import cache, lru_cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ class Prepared(NamedTuple):
 @cache
 def compiled(factory, options, threads, ordinal):
     """A kernel, compiled for a device."""
-    return kernel(*factory(*options), threads)
+    return kernel(*factory(*options), threads, options)
 
 
 def step(factory, options, blocks, threads, most_threads, ordinal, handle, *arguments):
@@ -52,9 +53,9 @@ def step(factory, options, blocks, threads, most_threads, ordinal, handle, *argu
         )
     launch = compiled(factory, options, most_threads, ordinal)
     stream = arrays.numba_stream(handle, ordinal)
-    configured = launch[blocks, threads, stream]
     slots = tuple((i, a.index) for i, a in enumerate(arguments) if isinstance(a, Slot))
-    return Step(configured, arguments, slots)
+    plain = [0 if isinstance(a, Slot) else a for a in arguments]
+    return Step(launch[blocks, threads, stream], launch.typed(plain), slots)
 
 
 def run(prepared, addresses, work):
@@ -98,7 +99,7 @@ def forward_steps(operation, storage, temperature, masked, where_from, aligned, 
     if how:
         options = (storage, how.vectors, aligned, masked)
         arguments = *source, rows, n, how.team, *numbers, *result
-        blocks, most = how.blocks(rows), geometry.MOST_THREADS
+        blocks, most = how.blocks(rows), geometry.most_threads(how.vectors, storage, in_pairs=masked)
         return Prepared((one(operation.rows, options, blocks, how.threads, most, *arguments),), 0)
 
     segments, threads = geometry.segments_of(n, storage), geometry.SEGMENT_THREADS
@@ -139,7 +140,7 @@ def backward_steps(operation, storage, temperature, where_from, aligned, ordinal
     how = geometry.rows_launch(n, storage, aligned, in_pairs=True)
     if how:
         arguments = *source, rows, n, how.team, *numbers, *result
-        blocks, most = how.blocks(rows), geometry.MOST_THREADS
+        blocks, most = how.blocks(rows), geometry.most_threads(how.vectors, storage, in_pairs=True)
         options = (storage, how.vectors, aligned)
         return Prepared((one(operation.rows, options, blocks, how.threads, most, *arguments),), 0)
 
@@ -180,7 +181,7 @@ def logsumexp_backward_steps(operation, storage, reduced, temperature, where_fro
         factory, options, most = (
             operation[0],
             (storage, how.vectors, aligned, reduced),
-            geometry.MOST_THREADS,
+            geometry.most_threads(how.vectors, storage),
         )
     return Prepared((step(factory, options, blocks, threads, most, ordinal, handle, *arguments),), 0)
 
@@ -205,14 +206,14 @@ def working_memory(like, handle, keep):
 
     def of_library(cells):
         keep.append(like.home.empty((cells,), "i8", like, handle))
-        return describe(keep[-1], "work").address
+        return arrays.quick_look(keep[-1])[0]
 
     def of_stream(cells):
         key = like.ordinal, handle
         array = scratch.arrays.get(key)
         if array is None or array.size < cells:
             array = scratch.arrays[key] = cuda.device_array(cells, np.int64)
-        return describe(array, "work").address
+        return arrays.quick_look(array)[0]
 
     return of_library if like.home in (arrays.CUPY, arrays.TORCH) else of_stream
 
@@ -233,7 +234,7 @@ class Call:
                     "but all arrays must be on one device"
                 )
         self.ordinal = first.ordinal
-        self.keep, self.launched = [], []
+        self.keep, self.launched, self.has_copies = [], [], False
         if stream is None:
             self.handle = first.home.current_stream(self.ordinal)
         else:
@@ -260,6 +261,7 @@ class Call:
     def temporary(self, shape, storage):
         """An array for this call alone, that is not given back before its kernels are launched."""
         home = arrays.NUMBA if self.first.home is arrays.OTHER else self.first.home
+        self.has_copies = True
         self.keep.append(home.empty(shape, storage, self.first, self.handle))
         return describe(self.keep[-1], "a temporary array")
 
@@ -359,22 +361,38 @@ def optional(value, name):
     return None if value is None else describe(value, name)
 
 
-# Repeated calls: what was launched for arrays of these kinds, shapes, strides and alignments, and how far
-# each reaches from its address.
+# Repeated calls: what was launched for arrays of these kinds, shapes, strides and alignments.
 REPEATED: dict[Any, Any] = {}
 MOST_REPEATED = 4096
+PLAIN = {int, float, bool, str, tuple, type(None), np.int64, np.float64}
 
 
-def repeated_key(operation, inputs, out, *options):
+class Known(NamedTuple):
+    prepared: Prepared
+    extents: tuple  # how far every array reaches from its address
+    in_place: bool  # whether the result may be an input
+    like: Any  # of the kind and on the device of the first array, for working memory
+    device: Any  # to enter, where there are several
+
+
+def repeated_key(operation, inputs, out, *options, stream=None):
     """What a launch depends on, and the addresses; None where that is not known without a closer look."""
-    found = [arrays.quick_look(a) for a in (*inputs, out)]
-    if None in found or not all(isinstance(o, (int, float, bool, tuple, type(None))) for o in options):
+    kinds, addresses, low = [], [], []
+    for array in (*inputs, out):
+        found = arrays.quick_look(array)
+        if found is None:
+            return None, ()
+        addresses.append(found[0])
+        kinds.append(found[1])
+        low.append(found[0] % geometry.VECTOR_BYTES)
+    types = [*map(type, options)]
+    if not PLAIN.issuperset(types):
         return None, ()
-    addresses = tuple(f[0] for f in found)
-    stream = arrays.home_of(inputs[0]).current_stream(None)
-    low = tuple(a % geometry.VECTOR_BYTES for a in addresses)
-    kinds = tuple(f[1] for f in found)
-    return (operation, kinds, low, stream, *((type(o), o) for o in options)), addresses
+    if tuple in types:
+        types += [type(part) for o in options if type(o) is tuple for part in o]
+    home, ordinal = kinds[0][:2]
+    handle = home.current_stream(ordinal) if stream is None else arrays.handle_of(stream)
+    return (operation, tuple(kinds), tuple(low), handle, options, tuple(types)), addresses
 
 
 def repeat(key, addresses):
@@ -382,32 +400,40 @@ def repeat(key, addresses):
     known = REPEATED.get(key)
     if known is None:
         return False
-    prepared, extents = known
-    y, (y_low, y_high) = addresses[-1], extents[-1]
-    for a, (low, high), kind in zip(addresses[:-1], extents, key[1], strict=False):
+    prepared, extents, in_place, like, device = known
+    y, (y_low, y_high), kinds = addresses[-1], extents[-1], key[1]
+    for a, (low, high), kind in zip(addresses[:-1], extents, kinds, strict=False):
         apart = a + high <= y + y_low or y + y_high <= a + low
-        if not apart and not (a == y and kind == key[1][-1]):
+        if not apart and not (in_place and a == y and kind == kinds[-1]):
             return False
-    run(prepared, addresses, None)
+    keep = []
+    work = working_memory(like, key[3], keep) if prepared.cells else None
+    if device is None:
+        run(prepared, addresses, work)
+    else:
+        with device:
+            run(prepared, addresses, work)
     return True
 
 
-def remember(key, addresses, call, described):
-    """Keep what a call has launched, if it was one kernel without copies or working memory."""
-    if key is None or call.keep or len(call.launched) != 1 or call.launched[0].cells or call.device:
+def remember(key, addresses, call, described, in_place=True):
+    """Keep what a call has launched, if it made no copies."""
+    if key is None or call.has_copies or len(call.launched) != 1:
         return
     if len(REPEATED) >= MOST_REPEATED:
         REPEATED.clear()
     bounds = [np.lib.array_utils.byte_bounds(d.shadow) for d in described]
-    extents = [(low - a, high - a) for (low, high), a in zip(bounds, addresses, strict=True)]
-    REPEATED[key] = call.launched[0], extents
+    extents = tuple((low - a, high - a) for (low, high), a in zip(bounds, addresses, strict=True))
+    like = SimpleNamespace(home=call.first.home, ordinal=call.ordinal)
+    REPEATED[key] = Known(call.launched[0], extents, in_place, like, call.device)
 
 
 def forward(operation, x, axis, temperature, where, out, stream, keepdims=False):
     """softmax, log_softmax or logsumexp of a device array."""
     key = None
-    if out is not None and where is None and stream is None:
-        key, addresses = repeated_key(operation, (x,), out, axis, temperature, keepdims)
+    if out is not None:
+        given = (x,) if where is None else (x, where)
+        key, addresses = repeated_key(operation, given, out, axis, temperature, keepdims, stream=stream)
         if repeat(key, addresses):
             return out
     x, where, out = describe(x, "x"), optional(where, "where"), optional(out, "out")
@@ -451,15 +477,16 @@ def forward(operation, x, axis, temperature, where, out, stream, keepdims=False)
 
         call.over(axes, operands, steps)
         if key:
-            remember(key, addresses, call, (x, y))
+            described = (x, y) if where is None else (x, where, y)
+            remember(key, addresses, call, described, in_place=not operation.reduced)
         return y.value
 
 
 def backward(operation, grad, y, y_name, axis, temperature, out, stream):
     """The gradient of softmax or log_softmax for device arrays."""
     key = None
-    if out is not None and stream is None:
-        key, addresses = repeated_key(operation, (grad, y), out, axis, temperature)
+    if out is not None:
+        key, addresses = repeated_key(operation, (grad, y), out, axis, temperature, stream=stream)
         if repeat(key, addresses):
             return out
     grad, y, out = describe(grad, "grad"), describe(y, y_name), optional(out, "out")
@@ -490,6 +517,11 @@ def backward(operation, grad, y, y_name, axis, temperature, out, stream):
 
 def logsumexp_backward(operation, grad, x, lse, axis, temperature, out, stream):
     """The gradient of logsumexp for device arrays."""
+    key = None
+    if out is not None:
+        key, addresses = repeated_key(operation, (grad, x, lse), out, axis, temperature, stream=stream)
+        if repeat(key, addresses):
+            return out
     grad, x, lse, out = describe(grad, "grad"), describe(x, "x"), describe(lse, "lse"), optional(out, "out")
     shape = x.shadow.shape
     axes = checks.axes(axis, len(shape))
@@ -521,4 +553,6 @@ def logsumexp_backward(operation, grad, x, lse, axis, temperature, out, stream):
             Operand(dx, dx.shadow, storage, FULL),
         ]
         call.over(axes, operands, steps)
+        if key:
+            remember(key, addresses, call, (grad, x, lse, dx))
         return dx.value

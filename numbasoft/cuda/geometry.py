@@ -13,8 +13,10 @@ VECTOR_BYTES = 16
 # Vectors of 16 bytes that a thread holds of a row: one kernel for each, so that registers fit. Backward
 # passes hold two rows, masked ones the mask besides.
 VECTORS = {"f2": (1, 2, 4), "b2": (1, 2, 4), "f4": (1, 4, 8), "f8": (1, 4, 8)}
-PAIR_VECTORS = {"f2": (1, 2, 2), "b2": (1, 2, 2), "f4": (1, 4, 5), "f8": (1, 4, 5)}
+PAIR_VECTORS = {"f2": (1, 2, 2), "b2": (1, 2, 2), "f4": (1, 4, 5), "f8": (1, 3, 3)}
 SEGMENT_VECTORS = {"f2": 4, "b2": 4, "f4": 8, "f8": 4}
+# Of these the last step of a long row, which needs them once, has so many in hand at a time.
+LAST_VECTORS = {"f2": 2, "b2": 2, "f4": 4, "f8": 4}
 
 WARP = 32
 BLOCK = 128  # threads where several rows share a block
@@ -62,6 +64,16 @@ def rows_launch(n, storage, aligned, in_pairs=False):
         if team <= most:
             return Rows(vectors, team, team)
     return None
+
+
+def most_threads(vectors, storage, in_pairs=False):
+    """The threads for which a kernel is compiled whose threads hold so many vectors of a row.
+
+    A launch has no more. With the middle number it has at most 256, and told 512 ptxas would spill
+    registers to keep to 64 of them; with one vector, 128, it had better be told 512.
+    """
+    _, middle, many = (PAIR_VECTORS if in_pairs else VECTORS)[storage]
+    return MIDDLE_BLOCK if vectors == middle and middle != many else MOST_THREADS
 
 
 def power_of_two(n):

@@ -1,5 +1,8 @@
 """How device code is compiled: the only file that names options of Numba's CUDA compiler."""
 
+import contextlib
+import ctypes
+
 import numpy as np
 from numba import cuda
 from numba.core import config
@@ -14,26 +17,80 @@ def device(function):
     return cuda.jit(device=True, forceinline=True)(function)
 
 
-def kernel(function, signature, threads):
+def kernel(function, signature, threads, options=None):
     """A kernel of declared types, launched with at most so many threads a block.
 
-    It is compiled at once, for the current device.
+    It is compiled at once, for the current device. With ``options``, what its factory was
+    given, it is kept on disk, or loaded from there.
     """
-    if SIMULATED:
-        return Simulated(function, signature)
-    return cuda.jit(signature, launch_bounds=threads, lto=False)(function)
+    return (Simulated if SIMULATED else Compiled)(function, signature, threads, options)
+
+
+# As cuda.core takes a kernel's arguments: an int has 64 bits.
+ARGUMENT = {"int64": int, "int32": ctypes.c_int32, "float32": ctypes.c_float, "float64": ctypes.c_double}
+
+
+def loaded(found):
+    """A module and its kernel, from name and machine code; None twice if the driver does not take them."""
+    from cuda.core import ObjectCode
+
+    with contextlib.suppress(Exception):
+        name, code = found
+        module = ObjectCode.from_cubin(code)
+        return module, module.get_kernel(name)
+    return None, None
+
+
+class Compiled:
+    """A kernel for the current device, launched as Numba launches it in the end.
+
+    What Numba works out at every launch is worked out once for a configuration, which
+    saves nine tenths of its host time (benchmarks/NOTES.md).
+    """
+
+    def __init__(self, function, signature, threads, options):
+        from . import disk
+
+        self.kinds = [ARGUMENT[str(kind)] for kind in signature.args]
+        cuda.current_context()
+        path = None if options is None else disk.path_of(function, signature, threads, options)
+        self.module, self.kernel = loaded(disk.load(path))
+        if self.kernel is None:
+            dispatcher = cuda.jit(signature, launch_bounds=threads, lto=False)(function)
+            (compiled,) = dispatcher.overloads.values()
+            self.kernel = compiled.library.get_cufunc().kernel
+            disk.save(path, compiled.entry_name, bytes(compiled.library.get_cubin().code))
+
+    def __getitem__(self, configuration):
+        from cuda.core import LaunchConfig, launch
+        from numba.cuda.cudadrv.driver import _to_core_stream
+
+        blocks, threads, stream = configuration
+        fixed = _to_core_stream(stream), LaunchConfig(grid=blocks, block=threads), self.kernel
+
+        def launch_again(*arguments):
+            try:
+                launch(*fixed, *arguments)
+            except Exception:  # in a thread that no context is current in yet; else it is raised again
+                cuda.current_context()
+                launch(*fixed, *arguments)
+
+        return launch_again
+
+    def typed(self, arguments):
+        """Arguments in the types declared, once for many launches."""
+        return tuple(kind(a) for kind, a in zip(self.kinds, arguments, strict=True))
 
 
 class Simulated:
     """A kernel in the simulator, which would not give its arguments the declared types."""
 
-    def __init__(self, function, signature):
-        self.kernel, self.kinds = cuda.jit(function), [str(kind) for kind in signature.args]
+    def __init__(self, function, signature, threads, options):
+        self.kernel, self.kinds = cuda.jit(function), [getattr(np, str(kind)) for kind in signature.args]
 
     def __getitem__(self, configuration):
-        def launch(*arguments):
-            # the simulator keeps a configuration in the kernel itself
-            typed = [getattr(np, k)(a) for k, a in zip(self.kinds, arguments, strict=True)]
-            self.kernel[configuration](*typed)
+        # the simulator keeps a configuration in the kernel itself
+        return lambda *arguments: self.kernel[configuration](*self.typed(arguments))
 
-        return launch
+    def typed(self, arguments):
+        return tuple(kind(a) for kind, a in zip(self.kinds, arguments, strict=True))

@@ -1,8 +1,9 @@
 """softmax for reading, on CUDA: one kernel per step, nothing clever.
 
-The kernels stand in ``numbasoft/ops/softmax/cuda_literal.py`` and
-``numbasoft/ops/log_softmax/cuda_literal.py``, beside the CPU's loops in ``literal.py``. They
-run in Numba's CUDA simulator too (``NUMBA_ENABLE_CUDASIM=1``), without a GPU.
+Loops 1 to 3 stand in ``numbasoft/cuda/loops.py``, the others in
+``numbasoft/ops/softmax/cuda_literal.py`` and ``numbasoft/ops/log_softmax/cuda_literal.py``,
+beside the CPU's loops in ``literal.py``. They run in Numba's CUDA simulator too
+(``NUMBA_ENABLE_CUDASIM=1``), without a GPU.
 `numbasoft.softmax` takes the same steps with a row in registers; use that.
 """
 

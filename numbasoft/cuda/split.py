@@ -16,7 +16,6 @@ from .backend import (
     count,
     fma,
     from_bits,
-    keeper,
     largest_lane,
     loader,
     maximum,
@@ -28,6 +27,7 @@ from .backend import (
 )
 from .elementary import arithmetic_of, carried, parts_of
 from .geometry import ITEMSIZE, SEGMENT_VECTORS, segment_length
+from .masked import masked_loader
 from .signatures import address, number_type, signature, size, whole
 from .team import CELLS, team_maximum, team_sum
 
@@ -44,6 +44,14 @@ FIELDS = 6
 def row_of(segments):
     """The row that this block has a segment of, and which."""
     return cuda.blockIdx.x // segments, cuda.blockIdx.x % segments
+
+
+@jit.device
+def segment_place(segments, length, n):
+    """The row that this block has a segment of, the segment's first element, and how many it has."""
+    row, segment = row_of(segments)
+    begin = segment * length
+    return row, begin, min(length, n - begin)
 
 
 @jit.device
@@ -112,9 +120,7 @@ def sum_over(work, row, segments, cells, slot):
 @lru_cache
 def maxima(storage, masked):
     """Loop 1: the maximum of every segment, and what else a row needs to know before its sum."""
-    compute = arithmetic_of(storage).compute
-    load = loader(storage, compute, SEGMENT_VECTORS[storage], False, -INFINITY)
-    kept_of = keeper(storage, SEGMENT_VECTORS[storage])
+    load = masked_loader(storage, SEGMENT_VECTORS[storage], False, masked)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
 
     def segment_maxima(
@@ -128,22 +134,18 @@ def maxima(storage, masked):
         work,  # OUT  FIELDS int64 for every segment
     ):
         cells = cuda.shared.array(CELLS, types.int64)
-        row, segment = row_of(segments)
-        begin = segment * length
-        inside = min(length, n - begin)
+        row, begin, inside = segment_place(segments, length, n)
+        thread, team = cuda.threadIdx.x, cuda.blockDim.x
         at = x + row * x_pitch + begin * itemsize
-        v = load(at, at, cuda.threadIdx.x, cuda.blockDim.x, inside)
-        kept = row - row
+        mask_at = mask + row * mask_pitch + begin * mask_step
+        v, kept = load(at, mask_at, mask_step, thread, team, inside)
         if masked:
-            mask_at = mask + row * mask_pitch + begin * mask_step
-            keep = kept_of(at, mask_at, mask_step, cuda.threadIdx.x, cuda.blockDim.x, inside)
-            v = select(keep, v, -INFINITY)
-            kept = team_sum(count(keep), cuda.blockDim.x, cells, 2)
-        m = team_maximum(largest_lane(v), cuda.blockDim.x, cells, 0)
+            kept = team_sum(kept, team, cells, 2)
+        m = team_maximum(largest_lane(v), team, cells, 0)
         below = largest_lane(select(v < m, v, -INFINITY))
-        second = team_maximum(below, cuda.blockDim.x, cells, 1)
-        if cuda.threadIdx.x == 0:
-            unit = row * segments + segment
+        second = team_maximum(below, team, cells, 1)
+        if thread == 0:
+            unit = cuda.blockIdx.x
             write_cell(field(work, unit, MAXIMUM), bits_of(m))
             write_cell(field(work, unit, SECOND), bits_of(second))
             write_cell(field(work, unit, KEPT), kept)
@@ -156,8 +158,7 @@ def sums(storage, masked, others):
     """Loops 2 and 3: the sum of exp of every element after the shift, or of all but the maxima."""
     a = arithmetic_of(storage)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
-    load = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, -INFINITY)
-    kept_of = keeper(storage, SEGMENT_VECTORS[storage])
+    load = masked_loader(storage, SEGMENT_VECTORS[storage], False, masked)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
     kind = number_type(a.compute)
 
@@ -174,27 +175,23 @@ def sums(storage, masked, others):
         work,  # OUT  FIELDS int64 for every segment
     ):
         cells = cuda.shared.array(CELLS, types.int64)
-        row, segment = row_of(segments)
-        begin = segment * length
-        inside = min(length, n - begin)
+        row, begin, inside = segment_place(segments, length, n)
+        thread, team = cuda.threadIdx.x, cuda.blockDim.x
         at = x + row * x_pitch + begin * itemsize
         high, low = vector_of(high), vector_of(low)
-        v = load(at, at, cuda.threadIdx.x, cuda.blockDim.x, inside)
-        if masked:
-            mask_at = mask + row * mask_pitch + begin * mask_step
-            keep = kept_of(at, mask_at, mask_step, cuda.threadIdx.x, cuda.blockDim.x, inside)
-            v = select(keep, v, -INFINITY)
+        mask_at = mask + row * mask_pitch + begin * mask_step
+        v, _ = load(at, mask_at, mask_step, thread, team, inside)
         m = maximum_of(high, work, row, segments, MAXIMUM, cells, 0)
         maxima = row - row
         if others:
-            maxima = team_sum(count(v == m), cuda.blockDim.x, cells, 2)
+            maxima = team_sum(count(v == m), team, cells, 2)
             v = select(v < m, v, -INFINITY)
             second = second_of(m, work, row, segments, cells, 1)
             m = select(second > -INFINITY, second, m)
         total, rest = sum_of(exponential(v, shift_of(m, high, low), high, low))
-        total, rest = team_sum(total, cuda.blockDim.x, cells, 3), team_sum(rest, cuda.blockDim.x, cells, 4)
-        if cuda.threadIdx.x == 0:
-            unit = row * segments + segment
+        total, rest = team_sum(total, team, cells, 3), team_sum(rest, team, cells, 4)
+        if thread == 0:
+            unit = cuda.blockIdx.x
             write_cell(field(work, unit, TOTAL), total)
             write_cell(field(work, unit, REST), rest)
             write_cell(field(work, unit, MAXIMA), maxima)
@@ -227,15 +224,14 @@ def terms(storage, product, last):
         work,  # OUT  FIELDS int64 for every segment
     ):
         cells = cuda.shared.array(CELLS, types.int64)
-        row, segment = row_of(segments)
-        begin = segment * length
-        inside = min(length, n - begin)
+        row, begin, inside = segment_place(segments, length, n)
+        thread, team = cuda.threadIdx.x, cuda.blockDim.x
         at = y + row * y_pitch + begin * itemsize
-        v = load_y(at, at, cuda.threadIdx.x, cuda.blockDim.x, inside)
-        d = load_g(g + row * g_pitch + begin * itemsize, at, cuda.threadIdx.x, cuda.blockDim.x, inside)
+        v = load_y(at, at, thread, team, inside)
+        d = load_g(g + row * g_pitch + begin * itemsize, at, thread, team, inside)
         d = select(v == nothing, 0.0, d)
         zero = vector_of(zero)
-        unit = row * segments + segment
+        unit = cuda.blockIdx.x
         if last:
             largest = maximum_of(zero, work, row, segments, MAXIMUM, cells, 0)
             largest = maximum(largest, maximum_of(zero, work, row, segments, SECOND, cells, 1))
@@ -244,16 +240,16 @@ def terms(storage, product, last):
             p = d * v if product else d * lift
             lost = fma(d, v, 0.0 - p) if product else p - p
             total, rest = signed_sum_of(p, lost, top_of(largest, lift))
-            total = team_sum(total, cuda.blockDim.x, cells, 2)
-            rest = team_sum(rest, cuda.blockDim.x, cells, 3)
-            if cuda.threadIdx.x == 0:
+            total = team_sum(total, team, cells, 2)
+            rest = team_sum(rest, team, cells, 3)
+            if thread == 0:
                 write_cell(field(work, unit, TOTAL), total)
                 write_cell(field(work, unit, REST), rest)
         else:
             p = d * v if product else d
-            up = team_maximum(largest_lane(p), cuda.blockDim.x, cells, 0)
-            down = team_maximum(largest_lane(0.0 - p), cuda.blockDim.x, cells, 1)
-            if cuda.threadIdx.x == 0:
+            up = team_maximum(largest_lane(p), team, cells, 0)
+            down = team_maximum(largest_lane(0.0 - p), team, cells, 1)
+            if thread == 0:
                 write_cell(field(work, unit, MAXIMUM), bits_of(up))
                 write_cell(field(work, unit, SECOND), bits_of(down))
 

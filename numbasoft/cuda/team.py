@@ -29,6 +29,17 @@ def place(team):
 
 
 @jit.device
+def row_place(rows, team):
+    """The row that this thread's team does, this thread's place in it, and whether there is such a row.
+
+    Teams beyond the last row do that one with the others, since all threads meet at barriers.
+    """
+    row, thread = first_row(team), place(team)
+    on = row < rows
+    return min(row, rows - 1), thread, on
+
+
+@jit.device
 def warp_maximum(value, lanes):
     """The maximum over 1, 2, 4, 8, 16 or 32 neighbouring threads of a warp, in each of them."""
     step = 1
@@ -119,3 +130,11 @@ def column_place(inner):
     tiles = (inner + COLUMNS - 1) // COLUMNS
     k = cuda.blockIdx.x % tiles * COLUMNS + cuda.threadIdx.x % COLUMNS
     return cuda.blockIdx.x // tiles, k, cuda.threadIdx.x // COLUMNS, cuda.blockDim.x // COLUMNS
+
+
+@jit.device
+def column_of(inner):
+    """As ``column_place``, with whether there is such a column; those beyond the last do that one."""
+    i, k, start, share = column_place(inner)
+    on = k < inner
+    return i, min(k, inner - 1), start, share, on

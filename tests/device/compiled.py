@@ -40,33 +40,30 @@ class Kernel:
 
 def kernels(storage):
     """All kernels for a storage type."""
-    kinds = (storage,)
+    kinds, sizes = (storage,), ("few", "middle", "many")
     for room in softmax, log_softmax, logsumexp:
         stores = room is not logsumexp
         for aligned, masked in (True, False), (False, False), (False, True):
             held = (geometry.PAIR_VECTORS if masked else geometry.VECTORS)[storage]
-            for vectors, size in zip(held, ("few", "middle", "many"), strict=True):
-                options = *kinds, vectors, aligned, masked
-                yield Kernel(room.forward, options, size, geometry.MOST_THREADS, vectors, vectors * stores)
+            for vectors, size in dict(zip(held, sizes, strict=True)).items():
+                options, most = (
+                    (*kinds, vectors, aligned, masked),
+                    geometry.most_threads(vectors, storage, masked),
+                )
+                yield Kernel(room.forward, options, size, most, vectors, vectors * stores)
         for masked in False, True:
             yield Kernel(room.forward_columns, (*kinds, masked), "columns", geometry.MOST_COLUMN_THREADS)
-    n = geometry.SEGMENT_VECTORS[storage]
+    n, part = geometry.SEGMENT_VECTORS[storage], geometry.LAST_VECTORS[storage]
     for room in softmax, log_softmax:
-        for vectors, size in zip(geometry.PAIR_VECTORS[storage], ("few", "middle", "many"), strict=True):
+        for vectors, size in dict(zip(geometry.PAIR_VECTORS[storage], sizes, strict=True)).items():
             for aligned in True, False:
-                yield Kernel(
-                    room.backward,
-                    (*kinds, vectors, aligned),
-                    size,
-                    geometry.MOST_THREADS,
-                    2 * vectors,
-                    vectors,
-                )
+                options, most = (*kinds, vectors, aligned), geometry.most_threads(vectors, storage, True)
+                yield Kernel(room.backward, options, size, most, 2 * vectors, vectors)
         yield Kernel(room.backward_columns, kinds, "columns", geometry.MOST_COLUMN_THREADS)
-        yield Kernel(room.backward_segments, kinds, "segments", geometry.SEGMENT_THREADS, 2 * n, n)
+        yield Kernel(room.backward_segments, kinds, "segments", geometry.SEGMENT_THREADS, 2 * part, part)
     for last in softmax.divide, log_softmax.subtract:
         for masked in False, True:
-            yield Kernel(last, (*kinds, masked), "segments", geometry.SEGMENT_THREADS, n, n)
+            yield Kernel(last, (*kinds, masked), "segments", geometry.SEGMENT_THREADS, part, part)
     yield Kernel(logsumexp.combine, kinds, "segments", geometry.SEGMENT_THREADS, 0, 0)
     for masked in False, True:
         yield Kernel(split.maxima, (*kinds, masked), "segments", geometry.SEGMENT_THREADS, n, 0)
@@ -79,7 +76,8 @@ def kernels(storage):
     for vectors, aligned in (few, True), (few, False), (middle, True), (middle, False):
         size = "few" if vectors == few else "middle"
         options = *kinds, vectors, aligned, storage
-        yield Kernel(logsumexp.backward, options, size, geometry.MOST_THREADS, vectors, vectors)
+        most = geometry.most_threads(vectors, storage)
+        yield Kernel(logsumexp.backward, options, size, most, vectors, vectors)
     yield Kernel(logsumexp.backward_columns, (*kinds, storage), "columns", geometry.MOST_COLUMN_THREADS)
 
 

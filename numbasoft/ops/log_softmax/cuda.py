@@ -10,9 +10,7 @@ from ...cuda.backend import (
     absolute,
     count,
     fma,
-    gather_kept,
     gatherer,
-    keeper,
     largest_lane,
     loader,
     mask_of,
@@ -24,7 +22,8 @@ from ...cuda.backend import (
     vector_of,
 )
 from ...cuda.elementary import arithmetic_of, parts_of, two_sum
-from ...cuda.geometry import ITEMSIZE, SEGMENT_VECTORS, STRIDED_LANES, segment_length
+from ...cuda.geometry import ITEMSIZE, LAST_VECTORS, SEGMENT_VECTORS, STRIDED_LANES, segment_length
+from ...cuda.masked import masked_gatherer, masked_loader
 from ...cuda.operations import Backward, Forward
 from ...cuda.signatures import address, number_type, signature, size, whole
 from ...cuda.split import (
@@ -34,18 +33,17 @@ from ...cuda.split import (
     SECOND,
     count_over,
     maximum_of,
-    row_of,
     second_of,
+    segment_place,
     sum_over,
 )
 from ...cuda.team import (
     CELLS,
     COLUMN_CELLS,
     column_maximum,
-    column_place,
+    column_of,
     column_sum,
-    first_row,
-    place,
+    row_place,
     team_maximum,
     team_sum,
 )
@@ -91,9 +89,8 @@ def forward(storage, vectors, aligned, masked):
     a = arithmetic_of(storage)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
     log_of_row, logarithm = logarithms(storage)
-    load = loader(storage, a.compute, vectors, aligned, -INFINITY)
+    load = masked_loader(storage, vectors, aligned, masked)
     store = storer(storage, a.compute, vectors, aligned)
-    kept_of = keeper(storage, vectors)
     kind = number_type(a.compute)
 
     def log_softmax_forward(
@@ -113,17 +110,10 @@ def forward(storage, vectors, aligned, masked):
         y_pitch,  # IN   bytes from row to row
     ):
         cells = cuda.shared.array(CELLS, types.int64)
-        row, thread = first_row(team), place(team)
-        on = row < rows
-        row = min(row, rows - 1)
+        row, thread, on = row_place(rows, team)
         at = x + row * x_pitch
         high, low = vector_of(high), vector_of(low)
-        v = load(at, at, thread, team, n)
-        is_empty = False
-        if masked:
-            keep = kept_of(at, mask + row * mask_pitch, mask_step, thread, team, n)
-            v = select(keep, v, -INFINITY)
-            is_empty = team_sum(count(keep), team, cells, 5) == 0
+        v, kept = load(at, mask + row * mask_pitch, mask_step, thread, team, n)
 
         # loop 1: the maximum of the row, and the largest of the others
         m = team_maximum(largest_lane(v), team, cells, 0)
@@ -143,6 +133,9 @@ def forward(storage, vectors, aligned, masked):
 
         # loop 5: every element less the maximum and the log
         inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
+        is_empty = False
+        if masked:
+            is_empty = team_sum(kept, team, cells, 5) == 0
         result = logarithm(v, m, inverse, inverse_rest, log, is_empty)
         store(y + row * y_pitch, at, thread, team, n, on, result)
 
@@ -157,7 +150,7 @@ def forward_columns(storage, masked):
     a = arithmetic_of(storage)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
     log_of_row, logarithm = logarithms(storage)
-    gather, scatter = gatherer(storage, a.compute, -INFINITY), scatterer(storage)
+    gather, scatter = masked_gatherer(storage, masked), scatterer(storage)
     kind = number_type(a.compute)
 
     def log_softmax_columns(
@@ -181,9 +174,7 @@ def forward_columns(storage, masked):
         y_inner,
     ):
         cells = cuda.shared.array(COLUMN_CELLS, types.int64)
-        i, k, start, share = column_place(inner)
-        on = k < inner
-        k = min(k, inner - 1)
+        i, k, start, share, on = column_of(inner)
         at, mask_at = x + i * x_outer + k * x_inner, mask + i * mask_outer + k * mask_inner
         y_at = y + i * y_outer + k * y_inner
         high, low = vector_of(high), vector_of(low)
@@ -193,24 +184,16 @@ def forward_columns(storage, masked):
         kept = i - i
         j = start
         while j < n:
-            v = gather(at, x_step, j, share, n)
-            if masked:
-                keep = gather_kept(mask_at, mask_step, j, share, n)
-                v = select(keep, v, -INFINITY)
-                kept += count(keep)
+            v, keeps = gather(at, x_step, mask_at, mask_step, j, share, n)
+            kept += keeps
             m = maximum(m, largest_lane(v))
             j += share * STRIDED_LANES
         m = column_maximum(m, cells)
-        is_empty = False
-        if masked:
-            is_empty = column_sum(kept, cells) == 0
         second = number(high, -INFINITY)
         maxima = i - i
         j = start
         while j < n:
-            v = gather(at, x_step, j, share, n)
-            if masked:
-                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            v, _ = gather(at, x_step, mask_at, mask_step, j, share, n)
             second = maximum(second, largest_lane(select(v < m, v, -INFINITY)))
             maxima += count(v == m)
             j += share * STRIDED_LANES
@@ -221,9 +204,7 @@ def forward_columns(storage, masked):
         total, rest = i - i, i - i
         j = start
         while j < n:
-            v = gather(at, x_step, j, share, n)
-            if masked:
-                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            v, _ = gather(at, x_step, mask_at, mask_step, j, share, n)
             part = sum_of(exponential(select(v < m, v, -INFINITY), shift, high, low))
             total += part[0]
             rest += part[1]
@@ -235,11 +216,12 @@ def forward_columns(storage, masked):
 
         # loop 5: every element less the maximum and the log
         inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
+        is_empty = False
+        if masked:
+            is_empty = column_sum(kept, cells) == 0
         j = start
         while j < n:
-            v = gather(at, x_step, j, share, n)
-            if masked:
-                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            v, _ = gather(at, x_step, mask_at, mask_step, j, share, n)
             result = logarithm(v, m, inverse, inverse_rest, log, is_empty)
             scatter(y_at, y_step, j, share, n, on, result)
             j += share * STRIDED_LANES
@@ -255,9 +237,9 @@ def subtract(storage, masked):
     """Loops 4 and 5 for a segment of a long row (see numbasoft.cuda.split)."""
     a = arithmetic_of(storage)
     log_of_row, logarithm = logarithms(storage)
-    load = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, -INFINITY)
-    store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
-    kept_of = keeper(storage, SEGMENT_VECTORS[storage])
+    held, at_once = SEGMENT_VECTORS[storage], LAST_VECTORS[storage]
+    load = masked_loader(storage, at_once, False, masked)
+    store = storer(storage, a.compute, at_once, False)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
     kind = number_type(a.compute)
 
@@ -278,28 +260,26 @@ def subtract(storage, masked):
         y_pitch,  # IN   bytes from row to row
     ):
         cells = cuda.shared.array(CELLS, types.int64)
-        row, segment = row_of(segments)
-        begin = segment * length
-        inside = min(length, n - begin)
+        row, begin, inside = segment_place(segments, length, n)
         thread, team = cuda.threadIdx.x, cuda.blockDim.x
         at = x + row * x_pitch + begin * itemsize
         high, low = vector_of(high), vector_of(low)
-        is_empty = False
-        if masked:
-            is_empty = count_over(work, row, segments, KEPT, cells, 7) == 0
         m = maximum_of(high, work, row, segments, MAXIMUM, cells, 0)
         second = second_of(m, work, row, segments, cells, 1)
         maxima = count_over(work, row, segments, MAXIMA, cells, 2)
         total = sum_over(work, row, segments, cells, 3)
         log = log_of_row(m, second, maxima, total, high, low)
         inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
-        # The row is loaded only now: held through the sums it takes 178 registers with a mask.
-        v = load(at, at, thread, team, inside)
+        is_empty = False
         if masked:
-            mask_at = mask + row * mask_pitch + begin * mask_step
-            v = select(kept_of(at, mask_at, mask_step, thread, team, inside), v, -INFINITY)
-        result = logarithm(v, m, inverse, inverse_rest, log, is_empty)
-        store(y + row * y_pitch + begin * itemsize, at, thread, team, inside, True, result)
+            is_empty = count_over(work, row, segments, KEPT, cells, 7) == 0
+        # the row is loaded only now, part by part: held through the sums it takes 178 registers with a mask
+        mask_at, y_at = mask + row * mask_pitch + begin * mask_step, y + row * y_pitch + begin * itemsize
+        while thread < held * team:
+            v, _ = load(at, mask_at, mask_step, thread, team, inside)
+            result = logarithm(v, m, inverse, inverse_rest, log, is_empty)
+            store(y_at, at, thread, team, inside, True, result)
+            thread += at_once * team
 
     return log_softmax_subtract, signature(
         address, whole, address, whole, whole, size, size, kind, kind, kind, kind, address, address, whole
@@ -361,9 +341,7 @@ def backward(storage, vectors, aligned):
         dx_pitch,  # IN   bytes from row to row
     ):
         cells = cuda.shared.array(CELLS, types.int64)
-        row, thread = first_row(team), place(team)
-        on = row < rows
-        row = min(row, rows - 1)
+        row, thread, on = row_place(rows, team)
         at = log_y + row * log_y_pitch
         v = load_y(at, at, thread, team, n)
         d = load_g(g + row * g_pitch, at, thread, team, n)
@@ -421,9 +399,7 @@ def backward_columns(storage):
         dx_inner,
     ):
         cells = cuda.shared.array(COLUMN_CELLS, types.int64)
-        i, k, start, share = column_place(inner)
-        on = k < inner
-        k = min(k, inner - 1)
+        i, k, start, share, on = column_of(inner)
         g_at = g + i * g_outer + k * g_inner
         log_y_at = log_y + i * log_y_outer + k * log_y_inner
         dx_at = dx + i * dx_outer + k * dx_inner
@@ -478,9 +454,10 @@ def backward_segments(storage):
     a = arithmetic_of(storage, gradient=True)
     lift_for = a.lift_for
     sum_of_row, gradient = gradients(storage)
-    load_g = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, 0.0)
-    load_y = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, -INFINITY)
-    store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
+    held, at_once = SEGMENT_VECTORS[storage], LAST_VECTORS[storage]
+    load_g = loader(storage, a.compute, at_once, False, 0.0)
+    load_y = loader(storage, a.compute, at_once, False, -INFINITY)
+    store = storer(storage, a.compute, at_once, False)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
     kind = number_type(a.compute)
 
@@ -499,20 +476,21 @@ def backward_segments(storage):
         dx_pitch,  # IN   bytes from row to row
     ):
         cells = cuda.shared.array(CELLS, types.int64)
-        row, segment = row_of(segments)
-        begin = segment * length
-        inside = min(length, n - begin)
+        row, begin, inside = segment_place(segments, length, n)
         thread, team = cuda.threadIdx.x, cuda.blockDim.x
         at = log_y + row * log_y_pitch + begin * itemsize
-        v = load_y(at, at, thread, team, inside)
-        d = load_g(g + row * g_pitch + begin * itemsize, at, thread, team, inside)
         high, low, inverse = vector_of(high), vector_of(low), vector_of(inverse)
         up = maximum_of(inverse, work, row, segments, MAXIMUM, cells, 0)
         down = maximum_of(inverse, work, row, segments, SECOND, cells, 1)
         lift = lift_for(maximum(up, down))
         of_row = sum_of_row(up, down, lift, sum_over(work, row, segments, cells, 2))
-        result = gradient(d, v, of_row, lift, inverse, high, low)
-        store(dx + row * dx_pitch + begin * itemsize, at, thread, team, inside, True, result)
+        g_at, dx_at = g + row * g_pitch + begin * itemsize, dx + row * dx_pitch + begin * itemsize
+        # loaded only now, part by part: held through the sums the rows take up to 196 registers
+        while thread < held * team:
+            v, d = load_y(at, at, thread, team, inside), load_g(g_at, at, thread, team, inside)
+            result = gradient(d, v, of_row, lift, inverse, high, low)
+            store(dx_at, at, thread, team, inside, True, result)
+            thread += at_once * team
 
     return log_softmax_backward_segments, signature(
         address, whole, address, whole, size, size, kind, kind, kind, address, address, whole

@@ -10,9 +10,7 @@ from ...cuda.backend import (
     absolute,
     count,
     fma,
-    gather_kept,
     gatherer,
-    keeper,
     largest_lane,
     loader,
     maximum,
@@ -26,6 +24,7 @@ from ...cuda.backend import (
 )
 from ...cuda.elementary import arithmetic_of, parts_of, two_sum
 from ...cuda.geometry import ITEMSIZE, STRIDED_LANES
+from ...cuda.masked import masked_gatherer, masked_loader
 from ...cuda.operations import Forward
 from ...cuda.signatures import address, number_type, signature, size, whole
 from ...cuda.split import MAXIMA, MAXIMUM, count_over, maximum_of, row_of, second_of, sum_over
@@ -33,10 +32,11 @@ from ...cuda.team import (
     CELLS,
     COLUMN_CELLS,
     column_maximum,
-    column_place,
+    column_of,
     column_sum,
     first_row,
     place,
+    row_place,
     team_maximum,
     team_sum,
 )
@@ -70,8 +70,7 @@ def forward(storage, vectors, aligned, masked):
     a = arithmetic_of(storage)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
     result_of = results(storage)
-    load = loader(storage, a.compute, vectors, aligned, -INFINITY)
-    kept_of = keeper(storage, vectors)
+    load = masked_loader(storage, vectors, aligned, masked)
     write = writer(storage)
     kind = number_type(a.compute)
 
@@ -92,14 +91,10 @@ def forward(storage, vectors, aligned, masked):
         lse_pitch,  # IN   bytes from result to result
     ):
         cells = cuda.shared.array(CELLS, types.int64)
-        row, thread = first_row(team), place(team)
-        on = row < rows
-        row = min(row, rows - 1)
+        row, thread, on = row_place(rows, team)
         at = x + row * x_pitch
         high, low = vector_of(high), vector_of(low)
-        v = load(at, at, thread, team, n)
-        if masked:
-            v = select(kept_of(at, mask + row * mask_pitch, mask_step, thread, team, n), v, -INFINITY)
+        v, _ = load(at, mask + row * mask_pitch, mask_step, thread, team, n)
 
         # loop 1: the maximum of the row, and the largest of the others
         m = team_maximum(largest_lane(v), team, cells, 0)
@@ -129,7 +124,7 @@ def forward_columns(storage, masked):
     a = arithmetic_of(storage)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
     result_of = results(storage)
-    gather = gatherer(storage, a.compute, -INFINITY)
+    gather = masked_gatherer(storage, masked)
     write = writer(storage)
     kind = number_type(a.compute)
 
@@ -153,9 +148,7 @@ def forward_columns(storage, masked):
         lse_inner,
     ):
         cells = cuda.shared.array(COLUMN_CELLS, types.int64)
-        i, k, start, share = column_place(inner)
-        on = k < inner
-        k = min(k, inner - 1)
+        i, k, start, share, on = column_of(inner)
         at, mask_at = x + i * x_outer + k * x_inner, mask + i * mask_outer + k * mask_inner
         high, low = vector_of(high), vector_of(low)
 
@@ -163,9 +156,7 @@ def forward_columns(storage, masked):
         m = number(high, -INFINITY)
         j = start
         while j < n:
-            v = gather(at, x_step, j, share, n)
-            if masked:
-                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            v, _ = gather(at, x_step, mask_at, mask_step, j, share, n)
             m = maximum(m, largest_lane(v))
             j += share * STRIDED_LANES
         m = column_maximum(m, cells)
@@ -173,9 +164,7 @@ def forward_columns(storage, masked):
         maxima = i - i
         j = start
         while j < n:
-            v = gather(at, x_step, j, share, n)
-            if masked:
-                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            v, _ = gather(at, x_step, mask_at, mask_step, j, share, n)
             second = maximum(second, largest_lane(select(v < m, v, -INFINITY)))
             maxima += count(v == m)
             j += share * STRIDED_LANES
@@ -186,9 +175,7 @@ def forward_columns(storage, masked):
         total, rest = i - i, i - i
         j = start
         while j < n:
-            v = gather(at, x_step, j, share, n)
-            if masked:
-                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            v, _ = gather(at, x_step, mask_at, mask_step, j, share, n)
             part = sum_of(exponential(select(v < m, v, -INFINITY), shift, high, low))
             total += part[0]
             rest += part[1]
@@ -351,9 +338,7 @@ def backward_columns(storage, reduced):
         dx_step,
         dx_inner,
     ):
-        i, k, start, share = column_place(inner)
-        on = k < inner
-        k = min(k, inner - 1)
+        i, k, start, share, on = column_of(inner)
         high, low = vector_of(high), vector_of(low)
         temperature, inverse, inverse_rest = (
             vector_of(temperature), vector_of(inverse), vector_of(inverse_rest)

@@ -7,11 +7,8 @@ from numba.cuda import types
 
 from ...cuda import jit
 from ...cuda.backend import (
-    count,
     fma,
-    gather_kept,
     gatherer,
-    keeper,
     largest_lane,
     loader,
     mask_of,
@@ -23,18 +20,18 @@ from ...cuda.backend import (
     vector_of,
 )
 from ...cuda.elementary import arithmetic_of, parts_of
-from ...cuda.geometry import ITEMSIZE, SEGMENT_VECTORS, STRIDED_LANES, segment_length
+from ...cuda.geometry import ITEMSIZE, LAST_VECTORS, SEGMENT_VECTORS, STRIDED_LANES, segment_length
+from ...cuda.masked import masked_gatherer, masked_loader
 from ...cuda.operations import Backward, Forward
 from ...cuda.signatures import address, number_type, signature, size, whole
-from ...cuda.split import KEPT, MAXIMUM, SECOND, count_over, maximum_of, row_of, sum_over
+from ...cuda.split import KEPT, MAXIMUM, SECOND, count_over, maximum_of, segment_place, sum_over
 from ...cuda.team import (
     CELLS,
     COLUMN_CELLS,
     column_maximum,
-    column_place,
+    column_of,
     column_sum,
-    first_row,
-    place,
+    row_place,
     team_maximum,
     team_sum,
 )
@@ -68,9 +65,8 @@ def forward(storage, vectors, aligned, masked):
     a = arithmetic_of(storage)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
     factor, quotient = quotients(storage)
-    load = loader(storage, a.compute, vectors, aligned, -INFINITY)
+    load = masked_loader(storage, vectors, aligned, masked)
     store = storer(storage, a.compute, vectors, aligned)
-    kept_of = keeper(storage, vectors)
     kind = number_type(a.compute)
 
     def softmax_forward(
@@ -88,17 +84,13 @@ def forward(storage, vectors, aligned, masked):
         y_pitch,  # IN   bytes from row to row
     ):
         cells = cuda.shared.array(CELLS, types.int64)
-        row, thread = first_row(team), place(team)
-        on = row < rows
-        row = min(row, rows - 1)
+        row, thread, on = row_place(rows, team)
         at = x + row * x_pitch
         high, low = vector_of(high), vector_of(low)
-        v = load(at, at, thread, team, n)
+        v, kept = load(at, mask + row * mask_pitch, mask_step, thread, team, n)
         is_empty = False
         if masked:
-            keep = kept_of(at, mask + row * mask_pitch, mask_step, thread, team, n)
-            v = select(keep, v, -INFINITY)
-            is_empty = team_sum(count(keep), team, cells, 3) == 0
+            is_empty = team_sum(kept, team, cells, 3) == 0
 
         # loop 1: the maximum of the row
         m = team_maximum(largest_lane(v), team, cells, 0)
@@ -111,15 +103,8 @@ def forward(storage, vectors, aligned, masked):
         total, rest = team_sum(total, team, cells, 1), team_sum(rest, team, cells, 2)
 
         # loop 4: every element divided by the sum
-        store(
-            y + row * y_pitch,
-            at,
-            thread,
-            team,
-            n,
-            on,
-            quotient(e, factor(m, parts_of(total, rest)), is_empty),
-        )
+        result = quotient(e, factor(m, parts_of(total, rest)), is_empty)
+        store(y + row * y_pitch, at, thread, team, n, on, result)
 
     return softmax_forward, signature(
         address, whole, address, whole, whole, whole, size, size, kind, kind, address, whole
@@ -132,7 +117,7 @@ def forward_columns(storage, masked):
     a = arithmetic_of(storage)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
     factor, quotient = quotients(storage)
-    gather, scatter = gatherer(storage, a.compute, -INFINITY), scatterer(storage)
+    gather, scatter = masked_gatherer(storage, masked), scatterer(storage)
     kind = number_type(a.compute)
 
     def softmax_columns(
@@ -154,9 +139,7 @@ def forward_columns(storage, masked):
         y_inner,
     ):
         cells = cuda.shared.array(COLUMN_CELLS, types.int64)
-        i, k, start, share = column_place(inner)
-        on = k < inner
-        k = min(k, inner - 1)
+        i, k, start, share, on = column_of(inner)
         at, mask_at = x + i * x_outer + k * x_inner, mask + i * mask_outer + k * mask_inner
         y_at = y + i * y_outer + k * y_inner
         high, low = vector_of(high), vector_of(low)
@@ -166,11 +149,8 @@ def forward_columns(storage, masked):
         kept = i - i
         j = start
         while j < n:
-            v = gather(at, x_step, j, share, n)
-            if masked:
-                keep = gather_kept(mask_at, mask_step, j, share, n)
-                v = select(keep, v, -INFINITY)
-                kept += count(keep)
+            v, keeps = gather(at, x_step, mask_at, mask_step, j, share, n)
+            kept += keeps
             m = maximum(m, largest_lane(v))
             j += share * STRIDED_LANES
         m = column_maximum(m, cells)
@@ -183,9 +163,7 @@ def forward_columns(storage, masked):
         total, rest = i - i, i - i
         j = start
         while j < n:
-            v = gather(at, x_step, j, share, n)
-            if masked:
-                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            v, _ = gather(at, x_step, mask_at, mask_step, j, share, n)
             part = sum_of(exponential(v, shift, high, low))
             total += part[0]
             rest += part[1]
@@ -195,9 +173,7 @@ def forward_columns(storage, masked):
         # loops 2 and 4: exp of every element divided by the sum
         j = start
         while j < n:
-            v = gather(at, x_step, j, share, n)
-            if masked:
-                v = select(gather_kept(mask_at, mask_step, j, share, n), v, -INFINITY)
+            v, _ = gather(at, x_step, mask_at, mask_step, j, share, n)
             e = exponential(v, shift, high, low)
             scatter(y_at, y_step, j, share, n, on, quotient(e, r, is_empty))
             j += share * STRIDED_LANES
@@ -214,9 +190,9 @@ def divide(storage, masked):
     a = arithmetic_of(storage)
     shift_of, exponential = a.shift_of, a.exponential
     factor, quotient = quotients(storage)
-    load = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, -INFINITY)
-    store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
-    kept_of = keeper(storage, SEGMENT_VECTORS[storage])
+    held, at_once = SEGMENT_VECTORS[storage], LAST_VECTORS[storage]
+    load = masked_loader(storage, at_once, False, masked)
+    store = storer(storage, a.compute, at_once, False)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
     kind = number_type(a.compute)
 
@@ -235,23 +211,23 @@ def divide(storage, masked):
         y_pitch,  # IN   bytes from row to row
     ):
         cells = cuda.shared.array(CELLS, types.int64)
-        row, segment = row_of(segments)
-        begin = segment * length
-        inside = min(length, n - begin)
+        row, begin, inside = segment_place(segments, length, n)
         thread, team = cuda.threadIdx.x, cuda.blockDim.x
         at = x + row * x_pitch + begin * itemsize
         high, low = vector_of(high), vector_of(low)
-        v = load(at, at, thread, team, inside)
         is_empty = False
         if masked:
-            mask_at = mask + row * mask_pitch + begin * mask_step
-            v = select(kept_of(at, mask_at, mask_step, thread, team, inside), v, -INFINITY)
             is_empty = count_over(work, row, segments, KEPT, cells, 1) == 0
         m = maximum_of(high, work, row, segments, MAXIMUM, cells, 0)
         r = factor(m, sum_over(work, row, segments, cells, 2))
-        e = exponential(v, shift_of(m, high, low), high, low)
-        y_at = y + row * y_pitch + begin * itemsize
-        store(y_at, at, thread, team, inside, True, quotient(e, r, is_empty))
+        shift = shift_of(m, high, low)
+        # the row is loaded only now, part by part: held through the sums its registers spill
+        mask_at, y_at = mask + row * mask_pitch + begin * mask_step, y + row * y_pitch + begin * itemsize
+        while thread < held * team:
+            v, _ = load(at, mask_at, mask_step, thread, team, inside)
+            e = exponential(v, shift, high, low)
+            store(y_at, at, thread, team, inside, True, quotient(e, r, is_empty))
+            thread += at_once * team
 
     return softmax_divide, signature(
         address, whole, address, whole, whole, size, size, kind, kind, address, address, whole
@@ -308,9 +284,7 @@ def backward(storage, vectors, aligned):
         dx_pitch,  # IN   bytes from row to row
     ):
         cells = cuda.shared.array(CELLS, types.int64)
-        row, thread = first_row(team), place(team)
-        on = row < rows
-        row = min(row, rows - 1)
+        row, thread, on = row_place(rows, team)
         at = y + row * y_pitch
         v = load(at, at, thread, team, n)
         d = load(g + row * g_pitch, at, thread, team, n)
@@ -366,9 +340,7 @@ def backward_columns(storage):
         dx_inner,
     ):
         cells = cuda.shared.array(COLUMN_CELLS, types.int64)
-        i, k, start, share = column_place(inner)
-        on = k < inner
-        k = min(k, inner - 1)
+        i, k, start, share, on = column_of(inner)
         g_at, y_at = g + i * g_outer + k * g_inner, y + i * y_outer + k * y_inner
         dx_at = dx + i * dx_outer + k * dx_inner
         inverse = vector_of(inverse)
@@ -421,8 +393,9 @@ def backward_segments(storage):
     a = arithmetic_of(storage, gradient=True)
     lift_for = a.lift_for
     mean, gradient = gradients(storage)
-    load = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, 0.0)
-    store = storer(storage, a.compute, SEGMENT_VECTORS[storage], False)
+    held, at_once = SEGMENT_VECTORS[storage], LAST_VECTORS[storage]
+    load = loader(storage, a.compute, at_once, False, 0.0)
+    store = storer(storage, a.compute, at_once, False)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
     kind = number_type(a.compute)
 
@@ -439,20 +412,20 @@ def backward_segments(storage):
         dx_pitch,  # IN   bytes from row to row
     ):
         cells = cuda.shared.array(CELLS, types.int64)
-        row, segment = row_of(segments)
-        begin = segment * length
-        inside = min(length, n - begin)
+        row, begin, inside = segment_place(segments, length, n)
         thread, team = cuda.threadIdx.x, cuda.blockDim.x
         at = y + row * y_pitch + begin * itemsize
-        v = load(at, at, thread, team, inside)
-        d = load(g + row * g_pitch + begin * itemsize, at, thread, team, inside)
         inverse = vector_of(inverse)
         up = maximum_of(inverse, work, row, segments, MAXIMUM, cells, 0)
         down = maximum_of(inverse, work, row, segments, SECOND, cells, 1)
         lift = lift_for(maximum(up, down))
         of_row = mean(up, down, lift, sum_over(work, row, segments, cells, 2))
-        dx_at = dx + row * dx_pitch + begin * itemsize
-        store(dx_at, at, thread, team, inside, True, gradient(d, v, of_row, lift, inverse))
+        g_at, dx_at = g + row * g_pitch + begin * itemsize, dx + row * dx_pitch + begin * itemsize
+        # loaded only now, part by part: held through the sums their registers spill
+        while thread < held * team:
+            v, d = load(at, at, thread, team, inside), load(g_at, at, thread, team, inside)
+            store(dx_at, at, thread, team, inside, True, gradient(d, v, of_row, lift, inverse))
+            thread += at_once * team
 
     return softmax_backward_segments, signature(
         address, whole, address, whole, size, size, kind, address, address, whole

@@ -1,0 +1,219 @@
+"""Calls up to the driver: tests/test_cuda.py runs this with a driver that only counts (benchmarks/driver.c).
+
+All of numba-cuda is what runs on a GPU: its arrays, its compiler, its streams and contexts. What
+kernels compute is tested in simulated.py and, on a GPU, in test_cuda_gpu.py. Once more with two devices.
+"""
+
+import struct
+import sys
+import threading
+import warnings
+
+import compiled
+import every_kernel
+import numpy as np
+import pytest
+from numba import cuda
+
+import numbasoft
+from benchmarks.gpu_host import StandIn, calls
+from numbasoft.cuda import arrays, geometry
+from numbasoft.cuda import calls as device_calls
+
+LAST = arrays.device_count() - 1
+driver = StandIn()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def silent():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # no nvjitlink: the driver links
+        yield
+
+
+@pytest.fixture(autouse=True)
+def on_the_last_device():
+    with cuda.gpus[LAST]:
+        yield
+
+
+def there(shape, dtype="f4"):
+    return cuda.to_device(np.zeros(shape, dtype))
+
+
+def address(array):
+    return array.device_ctypes_pointer.value
+
+
+def launches(call):
+    before = driver.launches
+    call()
+    return driver.launches - before
+
+
+def test_a_kernel_gets_what_its_signature_says():
+    x, y = there((8, 1000)), there((8, 1000))
+    driver.keep(12)
+    for _ in range(3):  # the first call, and repeated ones
+        assert launches(lambda: numbasoft.softmax(x, temperature=2.0, out=y)) == 1
+        given = driver.parameters
+        assert [given[i] for i in (0, 1, 5, 10, 11)] == [address(x), 4000, 8, address(y), 4000]
+        n, team = (given[i] & 0xFFFFFFFF for i in (6, 7))
+        how = geometry.rows_launch(1000, "f4", True)
+        assert (n, team) == (1000, how.team)
+        high, low = (struct.unpack("f", struct.pack("I", given[i] & 0xFFFFFFFF))[0] for i in (8, 9))
+        assert high + low == pytest.approx(np.log2(np.e) / 2, rel=1e-12)
+        assert (driver.grid, driver.block, driver.device) == (how.blocks(8), how.threads, LAST)
+    driver.keep(0)
+
+
+@pytest.mark.parametrize("name", calls())
+def test_repeated_calls_only_launch(name):
+    call = calls()[name]
+    count = launches(call)
+    assert count == (3 if "three" in name else 1)
+    entered = []
+
+    def seen(frame, event, _):
+        if event == "call":
+            entered.append(frame.f_code.co_name)
+
+    sys.setprofile(seen)
+    try:
+        again = launches(call)
+    finally:
+        sys.setprofile(None)
+    assert again == count
+    assert "describe" not in entered and "_prepare_args" not in entered
+    # host time in a number that is the same on every machine: Python functions entered
+    assert len(entered) <= 40 + 45 * LAST, entered
+
+
+def test_other_arrays_of_the_same_kind_get_a_launch_of_their_own():
+    first, second, y = there((4, 300)), there((4, 300)), there((4, 300))
+    numbasoft.softmax(first, out=y)
+    driver.keep(1)
+    numbasoft.softmax(second, out=y)
+    assert driver.parameters[0] == address(second)
+    driver.keep(0)
+
+
+def test_another_thread_has_no_context_at_first():
+    x, y = there((4, 300)), there((4, 300))
+    numbasoft.softmax(x, out=y)
+    errors = []
+
+    def work():
+        try:
+            for _ in range(3):
+                numbasoft.softmax(x, out=y)
+        except BaseException as error:
+            errors.append(error)
+
+    before = driver.launches
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not errors and driver.launches == before + 3 and driver.device == LAST
+
+
+def test_streams():
+    x, y = there((4, 300)), there((4, 300))
+    stream, other = cuda.stream(), cuda.stream()
+    for _ in range(2):
+        for given in stream, other, int(other.handle):
+            numbasoft.softmax(x, out=y, stream=given)
+            assert driver.stream == int(getattr(given, "handle", given))
+        numbasoft.softmax(x, out=y)
+        assert not driver.stream
+
+
+def test_overlap_is_found_in_repeated_calls_too():
+    memory, out = there((5, 300)), there((4, 300))
+    x = memory[:4]
+    for _ in range(2):
+        numbasoft.softmax(x, out=out)
+        with pytest.raises(ValueError, match="out overlaps x"):
+            numbasoft.softmax(x, out=memory[1:])
+        assert launches(lambda: numbasoft.softmax(x, out=x)) == 1
+    x, out = there((5, 1)), there((5, 1))
+    for _ in range(2):
+        numbasoft.logsumexp(x, keepdims=True, out=out)
+        with pytest.raises(ValueError, match="out shares memory"):
+            numbasoft.logsumexp(x, keepdims=True, out=x)
+
+
+def test_what_is_refused_stays_refused():
+    x, y = there((2, 3, 300)), there((2, 3, 300))
+    numbasoft.softmax(x, 1, out=y)
+    for axis in True, 1.0:
+        with pytest.raises(TypeError, match="axis is"):
+            numbasoft.softmax(x, axis, out=y)
+    numbasoft.softmax(x, (1, 2), out=y)
+    with pytest.raises(TypeError, match="axis is"):
+        numbasoft.softmax(x, (True, 2), out=y)
+    with pytest.raises(TypeError, match="stream is 'main'"):
+        numbasoft.softmax(x, 1, out=y, stream="main")
+
+
+def test_working_memory_is_kept_and_belongs_to_the_stream():
+    x, y, stream = there((2, 300_000)), there((2, 300_000)), cuda.stream()
+    driver.keep(8)
+    work = {}
+    for given in (None, stream) * 2:
+        numbasoft.log_softmax(x, out=y, stream=given)
+        numbasoft.logsumexp(x, out=there(2), stream=given)
+        work.setdefault(given, set()).add(driver.parameters[5])
+    driver.keep(0)
+    assert all(len(places) == 1 for places in work.values())
+    assert work[None] != work[stream]
+
+
+def test_small_launches_warn_of_nothing():
+    # Numba warns of every grid below 128 blocks
+    x, y = there((2, 77)), there((2, 77))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", RuntimeWarning)
+        numbasoft.softmax(x, out=y)
+        numbasoft.softmax(x, 0, out=y)
+
+
+def test_arrays_of_the_other_device():
+    if LAST == 0:
+        return  # another run of this file has two devices
+    x, y = there((4, 300)), there((4, 300))
+    with cuda.gpus[0]:
+        other = there((4, 300))
+        for _ in range(2):
+            for given, device in ((x, 1), (other, 0)):
+                out = y if device else cuda.device_array_like(other)
+                numbasoft.softmax(given, out=out)
+                assert driver.device == device
+        with pytest.raises(ValueError, match="out is on device 1 and x on device 0"):
+            numbasoft.softmax(other, out=y)
+        assert cuda.get_current_device().id == 0
+
+
+@pytest.mark.parametrize("storage", ["f2", "b2", "f4", "f8"])
+def test_the_sanitizers_see_every_kernel(storage, monkeypatch):
+    # kernels are made, but not compiled
+    made = set()
+
+    class Kernel:
+        def __getitem__(self, configuration):
+            return lambda *arguments: None
+
+        def typed(self, arguments):
+            return arguments
+
+    def compiled_(factory, options, threads, ordinal):
+        made.add((factory, options, threads))
+        return Kernel()
+
+    monkeypatch.setattr(device_calls, "compiled", compiled_)
+    for steps in "forward_steps", "backward_steps", "logsumexp_backward_steps":
+        monkeypatch.setattr(device_calls, steps, getattr(device_calls, steps).__wrapped__)
+    every_kernel.call_every_kernel(storage)
+    wanted = {(k.factory, k.options, k.threads) for k in compiled.kernels(storage)}
+    assert not wanted - made
