@@ -282,10 +282,10 @@ class Call:
                    self.ordinal, self.handle, *arguments)  # fmt: skip
         run(Prepared((one,), 0), (view.ctypes.data, target_view.ctypes.data), None)
 
-    def over(self, axes, operands, steps):
+    def over(self, axes, operands, steps, extra=()):
         """Launch ``steps(where_from, aligned)`` on operands of one shape, copied where they must be.
 
-        The last of them is the result.
+        The last of them is the result. ``extra`` are addresses that kernels take besides.
         """
         shape = operands[-1].view.shape
         where_from = None
@@ -301,18 +301,25 @@ class Call:
                 where_from.n,
                 geometry.ITEMSIZE[operands[full[0]].storage],
             )
-            self.launch(steps(where_from, aligned), addresses)
+            self.launch(steps(where_from, aligned), (*addresses, *extra))
             return
         n = math.prod(shape[a] for a in axes)
         rows = math.prod(shape) // n
         copies_ = [self.as_rows(o, axes, rows, n, is_input=o is not operands[-1]) for o in operands]
-        self.over((1,), [c for c, _, _ in copies_], steps)
+        self.over((1,), [c for c, _, _ in copies_], steps, extra)
         result, of_copy, of_result = copies_[-1]
-        self.copied(result.array, of_copy, operands[-1].array, of_result)
+        if of_copy is not None:
+            self.copied(result.array, of_copy, operands[-1].array, of_result)
 
     def as_rows(self, operand, axes, rows, n, is_input):
         """An operand as contiguous rows: the copy, and the elements of both that belong together."""
         array, view, storage, role = operand
+        if role is OWN:
+            return (
+                operand._replace(view=np.broadcast_to(array.shadow.reshape(rows, 1), (rows, n))),
+                None,
+                None,
+            )
         moved = with_last(view, axes)
         if role is PER_ROW:
             moved = moved[(..., *[slice(1)] * len(axes))]
@@ -323,8 +330,9 @@ class Call:
         return Operand(copy, np.broadcast_to(copy.shadow, (rows, n)), storage, role), of_copy, moved
 
 
-# What an operand has for every row: n elements, bytes of a mask, or one element.
-FULL, MASK, PER_ROW = "full", "mask", "per row"
+# What an operand has for every row: n elements, bytes of a mask, or one element; or one of a contiguous array
+# that the call has made itself, which is never copied.
+FULL, MASK, PER_ROW, OWN = "full", "mask", "per row", "own"
 
 
 class Operand(NamedTuple):
