@@ -27,11 +27,12 @@ class Step(NamedTuple):
 
     launch: Any
     arguments: tuple
-    slots: tuple  # (place among the arguments, index of the array whose address goes there)
+    slots: tuple  # (place among the arguments, index of the array whose address goes there, bytes to add)
 
 
 class Slot(NamedTuple):
     index: int
+    offset: int = 0
 
 
 class Prepared(NamedTuple):
@@ -53,7 +54,7 @@ def step(factory, options, blocks, threads, most_threads, ordinal, handle, *argu
     launch = compiled(factory, options, most_threads, ordinal)
     stream = arrays.numba_stream(handle, ordinal)
     configured = launch[blocks, threads, stream]
-    slots = tuple((i, a.index) for i, a in enumerate(arguments) if isinstance(a, Slot))
+    slots = tuple((i, *a) for i, a in enumerate(arguments) if isinstance(a, Slot))
     return Step(configured, arguments, slots)
 
 
@@ -63,8 +64,8 @@ def run(prepared, addresses, work):
         addresses = (*addresses, work(prepared.cells))
     for launch, arguments, slots in prepared.steps:
         filled = list(arguments)
-        for place, index in slots:
-            filled[place] = addresses[index]
+        for place, index, offset in slots:
+            filled[place] = addresses[index] + offset
         launch(*filled)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +143,19 @@ def probabilities(x, q, dtype, axis, t, names):
     return compute
 
 
+def device_losses():
+    arrays.device_calls()
+    from ...cuda import class_losses
+
+    return class_losses
+
+
+def device_kernels():
+    from .cuda import LOSS
+
+    return LOSS
+
+
 def output(rows, out, inputs):
     """Where gradients go: new, or given by the caller."""
     if out is None:
@@ -162,6 +176,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     temperature: float = 1.0,
     reduction: str = "mean",
+    stream: Any = None,
 ) -> Array:
     r"""The cross-entropy of a target and the softmax of logits, from the logits.
 
@@ -197,6 +212,9 @@ def cross_entropy(
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum over rows by the sum of the weights of their classes; for
         probabilities, by the number of rows. "none" returns the loss of every row.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -239,6 +257,11 @@ def cross_entropy(
     >>> numbasoft.cross_entropy(logits, [2, 1], reduction="none")
     array([4.07605964e-01, 1.00000000e+03])
     """
+    if arrays.on_device(stream, logits=logits, target=target, weight=weight):
+        return device_losses().value(
+            device_kernels(), logits, target, stream, axis=axis, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+            temperature=temperature, reduction=reduction,
+        )  # fmt: skip
     rows = checked(
         logits, target, axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction
     )
@@ -257,6 +280,7 @@ def cross_entropy_value_and_grad(
     temperature: float = 1.0,
     reduction: str = "mean",
     out: Array | None = None,
+    stream: Any = None,
 ) -> tuple[Array, Array]:
     r"""``cross_entropy`` and its gradient with respect to the logits, in one go.
 
@@ -270,6 +294,9 @@ def cross_entropy_value_and_grad(
         As given to ``cross_entropy``.
     out : numpy.ndarray, optional
         Where to put the gradient, of the shape and dtype of ``logits``; may be ``logits`` itself.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -299,6 +326,11 @@ def cross_entropy_value_and_grad(
     >>> numbasoft.cross_entropy_value_and_grad(np.array([50.0, 0.0]), 0)[1]
     array([-1.92874985e-22,  1.92874985e-22])
     """
+    if arrays.on_device(stream, logits=logits, target=target, weight=weight, out=out):
+        return device_losses().value_and_grad(
+            device_kernels(), logits, target, out, stream, axis=axis, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+            temperature=temperature, reduction=reduction,
+        )  # fmt: skip
     rows = checked(
         logits, target, axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction
     )
@@ -321,6 +353,7 @@ def cross_entropy_backward(
     temperature: float = 1.0,
     reduction: str = "mean",
     out: Array | None = None,
+    stream: Any = None,
 ) -> Array:
     r"""The gradient of a loss with respect to the logits, from that with respect to ``cross_entropy``'s result.
 
@@ -341,6 +374,9 @@ def cross_entropy_backward(
         As given to ``cross_entropy``.
     out : numpy.ndarray, optional
         Where to put the result, of the shape and dtype of ``logits``; may be ``logits`` itself.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -360,6 +396,12 @@ def cross_entropy_backward(
     >>> numbasoft.cross_entropy_backward(1.0, x, 2, lse=numbasoft.logsumexp(x))
     array([ 0.09003057,  0.24472847, -0.33475904])
     """
+    of_grad = None if isinstance(grad, numbers.Real) else grad  # a number goes with arrays of any place
+    if arrays.on_device(stream, logits=logits, target=target, grad=of_grad, lse=lse, weight=weight, out=out):
+        return device_losses().backward(
+            device_kernels(), grad, logits, target, lse, out, stream, axis=axis, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+            temperature=temperature, reduction=reduction,
+        )  # fmt: skip
     rows = checked(
         logits, target, axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction
     )
@@ -424,6 +466,7 @@ def token_log_probs(
     *,
     axis: int = -1,
     temperature: float = 1.0,
+    stream: Any = None,
 ) -> Array:
     r"""The log-probability of one class, or token, per row: log_softmax at the given places only.
 
@@ -440,6 +483,9 @@ def token_log_probs(
         The axis of the classes.
     temperature : float, default 1.0
         T, positive and finite.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -458,6 +504,12 @@ def token_log_probs(
     >>> numbasoft.token_log_probs(np.array([[1.0, 2.0, 3.0], [50.0, 0.0, 0.0]]), [2, 0])
     array([-4.07605964e-01, -3.85749970e-22])
     """
+    if arrays.on_device(stream, logits=logits, ids=ids):
+        return device_losses().value(
+            device_kernels(), logits, ids, stream, axis=axis, weight=None, ignore_index=None,
+            label_smoothing=0.0, z_loss=0.0, temperature=temperature, reduction="none",
+            names=("logits", "ids"), only_classes=True, sign=-1.0, has_ignored=False,
+        )  # fmt: skip
     rows = checked(logits, ids, axis, None, NO_CLASS, 0.0, 0.0, temperature, "none", ("logits", "ids"), True)
     return rows.reduced(0.0 - losses(rows, None, None))
 

@@ -45,6 +45,17 @@ from ...cuda.backend import (
 from ...cuda.elementary import arithmetic_of, parts_of, two_sum
 from ...cuda.geometry import ITEMSIZE, SEGMENT_VECTORS, STRIDED_LANES, segment_length
 from ...cuda.logs import logarithms, results
+from ...cuda.operations import (
+    CLASS,
+    NUMBERS,
+    OF_CLASSES,
+    REGIONS,
+    SMOOTHED,
+    SPREAD,
+    TALLY,
+    WEIGHTED,
+    ClassLoss,
+)
 from ...cuda.signatures import address, number_type, signature, size, whole
 from ...cuda.split import (
     FIELDS,
@@ -78,18 +89,6 @@ MORE_CELLS = 2 * CELLS
 
 # Instead of a class: the row is ignored, or its class does not exist.
 IGNORED, NO_CLASS = -1, -2
-TALLY = 3  # cells of a block's tally: rows that count, and the weight of their classes in two parts
-
-# What a target puts on the classes. CLASS: all on the class of each row. SMOOTHED: and the same on every
-# class; SPREAD: and some on every class. PROBABILITIES: given for all classes; WEIGHTED: times weights, and
-# some on every class.
-CLASS, SMOOTHED, SPREAD, PROBABILITIES, WEIGHTED = (
-    "class",
-    "smoothed",
-    "spread",
-    "probabilities",
-    "weighted",
-)
 
 
 # Before the rows: what their targets are, and what gradients are multiplied with.
@@ -157,15 +156,16 @@ def tally(storage):
 
 
 @lru_cache
-def scales(compute):
+def scales(compute, storage):
     """What the gradient of every row is multiplied with, and z_loss, for a mean over rows."""
-    read, write, write_divisor = reader("f8", "f8"), writer(compute), writer("f8")
+    read, write, write_divisor = reader(storage, "f8"), writer(compute), writer("f8")
     itemsize = ITEMSIZE[compute]
 
     def cross_entropy_scales(
-        tallies,  # IN   address of TALLY cells for every block
+        tallies,  # IN   0, or the address of TALLY cells for every block
         blocks,  # IN
         weighted,  # IN   whether rows count by the weights of their classes
+        rows,  # IN   how many count where there are no tallies
         g,  # IN   the gradient with respect to the mean, unless an address is given
         g_at,  # IN   0, or its address
         numbers,  # OUT  address of g / divisor, and of the divisor for a row that counts
@@ -177,11 +177,13 @@ def scales(compute):
         pair = zero, zero
         counts = blocks - blocks
         i = cuda.threadIdx.x
-        while i < blocks:
+        while tallies != 0 and i < blocks:
             at = tallies + i * (8 * TALLY)
             counts += read_cell(at)
             pair = plus(pair, (from_bits(zero, read_cell(at + 8)), from_bits(zero, read_cell(at + 16))))
             i += THREADS
+        if tallies == 0:
+            counts = rows if cuda.threadIdx.x == 0 else counts
         counts = integer_as(zero, team_sum(counts, THREADS, cells, 0))
         weight = value_of(block_sum(pair, cells, 1))
         if cuda.threadIdx.x == 0:
@@ -197,14 +199,15 @@ def scales(compute):
 
 
 @lru_cache
-def class_weights(compute):
+def class_weights(compute, storage):
     """Of every class, from its weight: what q has of it; NaN for what is no weight."""
-    read, write, write_weight = reader("f8", "f8"), writer(compute), writer("f8")
+    read, write, write_weight = reader(storage, "f8"), writer(compute), writer("f8")
     read_rounded = reader(compute, "f8")
     itemsize = ITEMSIZE[compute]
 
     def cross_entropy_weights(
-        weight,  # IN   0, or the address of a contiguous float64 for every class
+        weight,  # IN   0, or the address of the first class's weight
+        step,  # IN   bytes from one to the next
         classes,  # IN
         kept,  # IN   1 - label_smoothing
         shared,  # IN   label_smoothing / classes
@@ -221,7 +224,7 @@ def class_weights(compute):
         while j < classes:
             w = number(kept, 1.0)
             if weight != 0:
-                w = read(weight + j * 8)
+                w = read(weight + j * step)
                 w = select(w >= 0.0, select(w < INFINITY, w, NAN), NAN)
             write_weight(checked + j * 8, w)
             write(own + j * itemsize, w * kept)
@@ -234,7 +237,7 @@ def class_weights(compute):
             write(mass + itemsize, (pair[0] - read_rounded(mass)) + pair[1])
 
     return cross_entropy_weights, signature(
-        address, whole, types.float64, types.float64, address, address, address, address
+        address, whole, whole, types.float64, types.float64, address, address, address, address
     )
 
 
@@ -313,7 +316,7 @@ def gradients(storage, target):
     """A thread's gradients, and the numbers of a row that they are made of."""
     a = arithmetic_of(storage, gradient=True)
     shift_of, exponential, pair_of, reciprocal = a.shift_of, a.exponential, a.pair_of, a.reciprocal
-    largest, is_shared, has_class = a.largest, target != CLASS, target in (CLASS, SMOOTHED, SPREAD)
+    largest, is_shared, has_class = a.largest, target != CLASS, target in OF_CLASSES
 
     @jit.device
     def exponentials(v, m, base, high, low):
@@ -398,9 +401,6 @@ def gradients(storage, target):
     return exponentials, numbers_of, gradient_of
 
 
-COUNT = 9  # of numbers of a row
-
-
 @lru_cache
 def shares_of(storage, target, gradient, vectors):
     """What q puts on a thread's elements besides the target's own class: 0 outside the row."""
@@ -441,7 +441,7 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
     distance, positive_sum_of, positive_total, loss_of = losses_of(storage, target, gradient)
     exponentials, numbers_of, gradient_of = gradients(storage, target)
     class_of, share_of = classes_of(storage, target, gradient), shares_of(storage, target, gradient, vectors)
-    has_class, is_shared = target in (CLASS, SMOOTHED, SPREAD), target != CLASS
+    has_class, is_shared = target in OF_CLASSES, target != CLASS
     load = loader(storage, a.compute, vectors, aligned, -INFINITY)
     load_q = loader(storage, a.compute, vectors, False, 0.0)
     store = storer(storage, a.compute, vectors, aligned)
@@ -582,7 +582,7 @@ def columns(storage, target, gradient, loss_storage):
     distance, positive_sum_of, positive_total, loss_of = losses_of(storage, target, gradient)
     exponentials, numbers_of, gradient_of = gradients(storage, target)
     class_of = classes_of(storage, target, gradient)
-    has_class, is_shared = target in (CLASS, SMOOTHED, SPREAD), target != CLASS
+    has_class, is_shared = target in OF_CLASSES, target != CLASS
     gather, scatter = gatherer(storage, a.compute, -INFINITY), scatterer(storage)
     gather_q, gather_class = gatherer(storage, a.compute, 0.0), gatherer(a.compute, a.compute, 0.0)
     read, write = reader(a.compute, a.compute), writer(loss_storage)
@@ -766,8 +766,6 @@ def columns(storage, target, gradient, loss_storage):
 # below the maximum; and of probabilities the others' shares, the maxima's, and what was given, with the
 # smallest of these, negated, as SECOND. Then come the numbers of every row.
 FAR, OTHERS, TOP, GIVEN = 1, 2, 3, 4
-REGIONS = {CLASS: 1, SMOOTHED: 2, SPREAD: 2, PROBABILITIES: 5, WEIGHTED: 5}
-NUMBERS = COUNT + 2
 
 
 @jit.device
@@ -783,7 +781,7 @@ def segment_shares(storage, target, gradient, last):
     distance, positive_sum_of, _, _ = losses_of(storage, target, gradient)
     vectors = SEGMENT_VECTORS[storage]
     share_of = shares_of(storage, target, gradient, vectors)
-    has_class = target in (CLASS, SMOOTHED, SPREAD)
+    has_class = target in OF_CLASSES
     load = loader(storage, a.compute, vectors, False, -INFINITY)
     load_q = loader(storage, a.compute, vectors, False, 0.0)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
@@ -862,7 +860,7 @@ def combine(storage, target, gradient, loss_storage):
     _, _, positive_total, loss_of = losses_of(storage, target, gradient)
     _, numbers_of, _ = gradients(storage, target)
     class_of = classes_of(storage, target, gradient)
-    has_class, is_shared = target in (CLASS, SMOOTHED, SPREAD), target != CLASS
+    has_class, is_shared = target in OF_CLASSES, target != CLASS
     read, write = reader(a.compute, a.compute), writer(loss_storage)
     itemsize, loss_size, regions = ITEMSIZE[storage], ITEMSIZE[loss_storage], REGIONS[target]
     kind = number_type(a.compute)
@@ -970,7 +968,7 @@ def segments(storage, target):
     store = storer(storage, a.compute, vectors, False)
     within = spanner(storage, vectors)
     length, itemsize, regions = segment_length(storage), ITEMSIZE[storage], REGIONS[target]
-    has_class = target in (CLASS, SMOOTHED, SPREAD)
+    has_class = target in OF_CLASSES
     kind = number_type(a.compute)
 
     def cross_entropy_segments(
@@ -1023,3 +1021,6 @@ def segments(storage, target):
         address, whole, address, whole, address, address, address, size, size, whole, kind, kind, kind,
         address, address, whole,
     )  # fmt: skip
+
+
+LOSS = ClassLoss(tally, scales, class_weights, rows, columns, segment_shares, combine, segments)
