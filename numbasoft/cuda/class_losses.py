@@ -414,9 +414,9 @@ def value_and_grad(kernels, logits, target, out, stream, **options):
 def backward(kernels, grad, logits, target, lse, out, stream, **options):
     given = checked(kernels, logits, target, **options)
     loss = given.loss
-    if isinstance(grad, (numbers.Real, np.floating)) and not isinstance(grad, (bool, np.bool_)):
+    if isinstance(grad, numbers.Real):
         checks.upstream_shape((), loss.reduction, given.outer, given.axis)
-        grad, of_grad = float(grad), None
+        grad, of_grad = checks.real(grad, "grad", "a number or an array"), None
     else:
         grad = of_grad = describe(grad, "grad")
         checks.upstream_shape(grad.shadow.shape, loss.reduction, given.outer, given.axis)

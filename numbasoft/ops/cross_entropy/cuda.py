@@ -338,7 +338,8 @@ def gradients(storage, target):
         inverse, inverse_rest, high, low,
     ):  # fmt: skip
         # the others' sum relative to the maximum, by ``largest``, and 1 / (maxima + others)
-        e = exponential(second, shift_of(m, high, low), high, low)
+        shift = shift_of(m, high, low)
+        e = select(second - shift[0] < shift[3], 0.0, exponential(second, shift, high, low))
         s, lost = pair_of(m, total)
         others = e * s
         others_lost = fma(e, s, 0.0 - others) + e * lost
