@@ -195,7 +195,9 @@ def scales(compute, storage):
             write(numbers + itemsize, share)
             write_divisor(divisor_at, divisor)
 
-    return cross_entropy_scales, signature(address, whole, whole, types.float64, address, address, address)
+    return cross_entropy_scales, signature(
+        address, whole, whole, whole, types.float64, address, address, address
+    )
 
 
 @lru_cache
@@ -363,8 +365,8 @@ def gradients(storage, target):
         peak = ((r + (r_rest + r * part)) * largest) * largest
         u1, u2 = factors_of(of_all)
 
-        # at a single maximum 1 - p is the part of the others; elsewhere p itself is at most a half
-        is_top = mask_of(maxima == 1)
+        # where one class holds more than half, 1 - p is the part of the others
+        is_top = s < 2.0
         alone = elsewhere + extra * r
         w1, w2 = factors_of(u * mass)
         of_others = fma(others, r, fma(others, r_rest, others_lost * r)) * largest
@@ -408,23 +410,19 @@ def shares_of(storage, target, gradient, vectors):
     compute = arithmetic_of(storage, gradient).compute
     within = spanner(storage, vectors)
     load_class = class_loader(storage, compute, vectors)
-    load_q = loader(storage, compute, vectors, False, 0.0)
     itemsize = ITEMSIZE[compute]
 
     @jit.device
-    def share_of(at, q, thread, team, n, first, shared, weights, spread):
-        """``first`` is the class that the row, or its segment, begins with."""
-        if target == CLASS:
-            return shared
+    def share_of(at, given, thread, team, n, first, shared, weights, spread):
+        """``given`` are probabilities; ``first`` is the class that the row, or its segment, begins with."""
         if target == SMOOTHED:
             return select(within(at, thread, team, 0, n), shared, 0.0)
         if target == SPREAD:
             return load_class(spread + first * itemsize, at, thread, team, n)
-        share = load_q(q, at, thread, team, n)
         if target == WEIGHTED:
             w = load_class(weights + first * itemsize, at, thread, team, n)
-            share = fma(share, w, load_class(spread + first * itemsize, at, thread, team, n))
-        return share
+            return fma(given, w, load_class(spread + first * itemsize, at, thread, team, n))
+        return given
 
     return share_of
 
@@ -493,7 +491,11 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
             k, logit, own, elsewhere, shares = class_of(
                 at, itemsize, places + row * 8, own, weights, shared, spread, shares
             )
-        v = load(at, at, thread, team, n)
+        # a row that is ignored is not read
+        v = load(at, at, thread, team, n if k != IGNORED else n - n)
+        given = shared
+        if not has_class:
+            given = load_q(q_at, at, thread, team, n)
 
         # loop 1: the maximum of the row, and the largest of the others
         m = team_maximum(largest_lane(v), team, cells, 0)
@@ -502,15 +504,14 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
         second = team_maximum(largest_lane(others), team, cells, 2)
 
         # what q holds, and how far below the maximum
+        share = share_of(at, given, thread, team, n, 0, shared, weights, spread)
         if is_shared:
-            share = share_of(at, q_at, thread, team, n, 0, shared, weights, spread)
             terms = distance(v, share, m)
             most = team_maximum(largest_lane(terms), team, cells, 3)
             total, rest = positive_sum_of(terms, most)
             total, rest = team_sum(total, team, cells, 4), team_sum(rest, team, cells, 5)
             far = positive_total(most, parts_of(total, rest))
         if not has_class:
-            given = load_q(q_at, at, thread, team, n)
             least = team_maximum(largest_lane(0.0 - given), team, cells, 6)
             most = team_maximum(largest_lane(given), team, cells, 7)
             total, rest = positive_sum_of(given, most)
@@ -553,9 +554,6 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
                 k, m, second, maxima, total, logit, own, elsewhere, shares, lse, z, unit,
                 inverse, inverse_rest, high, low,
             )  # fmt: skip
-            share = shared
-            if is_shared:
-                share = share_of(at, q_at, thread, team, n, 0, shared, weights, spread)
             is_own = within(at, thread, team, k, k + 1)
             result = gradient_of(e, share, is_own, numbers)
             store(dx + row * dx_pitch, at, thread, team, n, on, result)
@@ -775,12 +773,18 @@ def region(work, units, which):
     return work + which * (units * FIELDS * 8)
 
 
+def parts_of_segment(storage, target):
+    """In how many parts a thread does its vectors of a segment, so that registers hold them, and vectors of a part."""
+    vectors = SEGMENT_VECTORS[storage]
+    return (1, vectors) if target == CLASS else (2, vectors // 2)
+
+
 @lru_cache
 def segment_shares(storage, target, gradient, last):
     """What a segment holds of q: first the largest terms; with ``last`` the sums."""
     a = arithmetic_of(storage, gradient)
     distance, positive_sum_of, _, _ = losses_of(storage, target, gradient)
-    vectors = SEGMENT_VECTORS[storage]
+    parts, vectors = parts_of_segment(storage, target)
     share_of = shares_of(storage, target, gradient, vectors)
     has_class = target in OF_CLASSES
     load = loader(storage, a.compute, vectors, False, -INFINITY)
@@ -789,19 +793,23 @@ def segment_shares(storage, target, gradient, last):
     kind = number_type(a.compute)
 
     @jit.device
-    def leave_largest(v, fields, unit, which, cells, slot):
-        most = team_maximum(largest_lane(v), cuda.blockDim.x, cells, slot)
+    def leave_largest(most, fields, unit, which, cells, slot):
+        most = team_maximum(most, cuda.blockDim.x, cells, slot)
         if cuda.threadIdx.x == 0:
             write_cell(field(fields, unit, which), bits_of(most))
 
     @jit.device
-    def leave_sum(v, most, fields, unit, cells, slot):
-        total, rest = positive_sum_of(v, most)
-        total = team_sum(total, cuda.blockDim.x, cells, slot)
-        rest = team_sum(rest, cuda.blockDim.x, cells, slot + 1)
+    def leave_sum(total, fields, unit, cells, slot):
+        first = team_sum(total[0], cuda.blockDim.x, cells, slot)
+        rest = team_sum(total[1], cuda.blockDim.x, cells, slot + 1)
         if cuda.threadIdx.x == 0:
-            write_cell(field(fields, unit, TOTAL), total)
+            write_cell(field(fields, unit, TOTAL), first)
             write_cell(field(fields, unit, REST), rest)
+
+    @jit.device
+    def plus_sum(total, v, most):
+        part = positive_sum_of(v, most)
+        return total[0] + part[0], total[1] + part[1]
 
     def cross_entropy_segment_shares(
         x,  # IN   address of the first row
@@ -820,32 +828,56 @@ def segment_shares(storage, target, gradient, last):
         row, segment = row_of(segments)
         begin = segment * length
         inside = min(length, n - begin)
-        thread, team = cuda.threadIdx.x, cuda.blockDim.x
+        team = cuda.blockDim.x
         at, q_at = x + row * x_pitch + begin * itemsize, q + row * q_pitch + begin * itemsize
         shared = vector_of(shared)
         unit = row * segments + segment
         far, given = region(work, units, FAR), region(work, units, GIVEN)
         others, top = region(work, units, OTHERS), region(work, units, TOP)
         m = maximum_of(shared, work, row, segments, MAXIMUM, cells, 0)
-        v = load(at, at, thread, team, inside)
-        share = share_of(at, q_at, thread, team, inside, begin, shared, weights, spread)
-        terms = distance(v, share, m)
+        most = number(m, -INFINITY)
+        most_given, least, most_share = most, most, most
+        far_sum = row - row, row - row
+        given_sum, others_sum, top_sum = far_sum, far_sum, far_sum
         if last:
-            leave_sum(terms, maximum_of(m, far, row, segments, MAXIMUM, cells, 1), far, unit, cells, 2)
+            most = maximum_of(m, far, row, segments, MAXIMUM, cells, 1)
+            if not has_class:
+                most_given = maximum_of(m, given, row, segments, MAXIMUM, cells, 2)
+                most_share = maximum_of(m, others, row, segments, MAXIMUM, cells, 3)
+        part = 0
+        while part < parts:
+            thread = cuda.threadIdx.x + part * vectors * team
+            v = load(at, at, thread, team, inside)
+            q_row = shared
             if not has_class:
                 q_row = load_q(q_at, at, thread, team, inside)
-                most = maximum_of(m, given, row, segments, MAXIMUM, cells, 4)
-                leave_sum(q_row, most, given, unit, cells, 5)
-                most = maximum_of(m, others, row, segments, MAXIMUM, cells, 7)
-                leave_sum(select(v < m, share, 0.0), most, others, unit, cells, 8)
-                leave_sum(select(v < m, 0.0, share), most, top, unit, cells, 10)
+            share = share_of(at, q_row, thread, team, inside, begin, shared, weights, spread)
+            terms = distance(v, share, m)
+            if last:
+                far_sum = plus_sum(far_sum, terms, most)
+                if not has_class:
+                    given_sum = plus_sum(given_sum, q_row, most_given)
+                    others_sum = plus_sum(others_sum, select(v < m, share, 0.0), most_share)
+                    top_sum = plus_sum(top_sum, select(v < m, 0.0, share), most_share)
+            else:
+                most = maximum(most, largest_lane(terms))
+                if not has_class:
+                    most_given = maximum(most_given, largest_lane(q_row))
+                    least = maximum(least, largest_lane(0.0 - q_row))
+                    most_share = maximum(most_share, largest_lane(share))
+            part += 1
+        if last:
+            leave_sum(far_sum, far, unit, cells, 4)
+            if not has_class:
+                leave_sum(given_sum, given, unit, cells, 6)
+                leave_sum(others_sum, others, unit, cells, 8)
+                leave_sum(top_sum, top, unit, cells, 10)
         else:
-            leave_largest(terms, far, unit, MAXIMUM, cells, 1)
+            leave_largest(most, far, unit, MAXIMUM, cells, 4)
             if not has_class:
-                q_row = load_q(q_at, at, thread, team, inside)
-                leave_largest(q_row, given, unit, MAXIMUM, cells, 2)
-                leave_largest(0.0 - q_row, given, unit, SECOND, cells, 3)
-                leave_largest(share, others, unit, MAXIMUM, cells, 4)
+                leave_largest(most_given, given, unit, MAXIMUM, cells, 5)
+                leave_largest(least, given, unit, SECOND, cells, 6)
+                leave_largest(most_share, others, unit, MAXIMUM, cells, 7)
 
     return cross_entropy_segment_shares, signature(
         address, whole, address, whole, address, address, size, size, whole, kind, address
@@ -963,9 +995,10 @@ def segments(storage, target):
     """Gradients of a segment of a long row, from the row's numbers."""
     a = arithmetic_of(storage, gradient=True)
     exponentials, _, gradient_of = gradients(storage, target)
-    vectors = SEGMENT_VECTORS[storage]
+    parts, vectors = parts_of_segment(storage, target)
     share_of = shares_of(storage, target, True, vectors)
     load = loader(storage, a.compute, vectors, False, -INFINITY)
+    load_q = loader(storage, a.compute, vectors, False, 0.0)
     store = storer(storage, a.compute, vectors, False)
     within = spanner(storage, vectors)
     length, itemsize, regions = segment_length(storage), ITEMSIZE[storage], REGIONS[target]
@@ -993,10 +1026,9 @@ def segments(storage, target):
         row, segment = row_of(segments)
         begin = segment * length
         inside = min(length, n - begin)
-        thread, team = cuda.threadIdx.x, cuda.blockDim.x
+        team = cuda.blockDim.x
         at, q_at = x + row * x_pitch + begin * itemsize, q + row * q_pitch + begin * itemsize
         high, low, shared = vector_of(high), vector_of(low), vector_of(shared)
-        v = load(at, at, thread, team, inside)
         of_row = region(work, units, regions) + row * (NUMBERS * 8)
         m, base = from_bits(high, read_cell(of_row)), from_bits(high, read_cell(of_row + 8))
         numbers = (
@@ -1013,10 +1045,17 @@ def segments(storage, target):
         k = row - row
         if has_class:
             k = read_cell(places + row * 8) - begin
-        e = exponentials(v, m, base, high, low)
-        share = share_of(at, q_at, thread, team, inside, begin, shared, weights, spread)
-        result = gradient_of(e, share, within(at, thread, team, k, k + 1), numbers)
-        store(dx + row * dx_pitch + begin * itemsize, at, thread, team, inside, True, result)
+        part = 0
+        while part < parts:
+            thread = cuda.threadIdx.x + part * vectors * team
+            e = exponentials(load(at, at, thread, team, inside), m, base, high, low)
+            given = shared
+            if not has_class:
+                given = load_q(q_at, at, thread, team, inside)
+            share = share_of(at, given, thread, team, inside, begin, shared, weights, spread)
+            result = gradient_of(e, share, within(at, thread, team, k, k + 1), numbers)
+            store(dx + row * dx_pitch + begin * itemsize, at, thread, team, inside, True, result)
+            part += 1
 
     return cross_entropy_segments, signature(
         address, whole, address, whole, address, address, address, size, size, whole, kind, kind, kind,
