@@ -61,6 +61,16 @@ class Loss(NamedTuple):
         return self.valued and self.reduction == "none"
 
     @property
+    def weighted(self):
+        """Whether the classes have weights of their own, or shares of what is spread."""
+        return self.weight is not None or self.target in (operations.SPREAD, operations.WEIGHTED)
+
+    @property
+    def parts(self):
+        """What the target keeps, and what every class has of the rest."""
+        return 1.0 - self.smoothing, self.smoothing / self.classes
+
+    @property
     def counts(self):
         """Whether it takes the targets to know what a mean divides by."""
         return self.reduction == "mean" and self.of_classes
@@ -72,11 +82,10 @@ class Room:
     def __init__(self, loss):
         self.cells = 0
         classes = loss.classes + 2
-        weighted = loss.weight is not None or loss.target in (operations.SPREAD, operations.WEIGHTED)
         self.places = self.take(loss.rows * loss.of_classes)
         self.tallies = self.take(-(-loss.rows // totals.THREADS) * operations.TALLY * loss.counts)
         self.divisor, self.numbers = self.take(1), self.take(2)
-        self.checked, self.own, self.spread = (self.take(classes * weighted) for _ in range(3))
+        self.checked, self.own, self.spread = (self.take(classes * loss.weighted) for _ in range(3))
         self.losses = self.take(loss.rows * (not loss.in_result))
         self.sums = self.take(2 * -(-loss.rows // totals.CHUNK) + 2)
         self.segments = self.cells
@@ -93,6 +102,50 @@ class Room:
         units = loss.rows * geometry.segments_of(loss.classes, loss.storage)
         fields = units * split.FIELDS * operations.REGIONS[loss.target]
         return self.cells + fields + loss.rows * operations.NUMBERS
+
+
+def preparation(loss, room, one, at, target, weight, g):
+    """What comes before the rows, and what they take of it: the factor of gradients and another one of z_loss."""
+    threads, itemsize = totals.THREADS, geometry.ITEMSIZE[loss.compute]
+    before = []
+    kept, shared = loss.parts
+    if loss.weighted:
+        storage, step = loss.weight or ("f8", 0)
+        arguments = (
+            weight if loss.weight else 0, step, loss.classes, kept, shared, at(room.checked), at(room.own),
+            at(room.spread, 2 * itemsize), at(room.spread),
+        )  # fmt: skip
+        before.append(
+            one(loss.kernels.class_weights, (loss.compute, storage), 1, threads, threads, *arguments)
+        )
+    blocks = -(-loss.rows // threads)
+    if loss.of_classes:
+        storage, strides, lengths, ignored = loss.places
+        checked = at(room.checked) if loss.weight else 0
+        tallies = at(room.tallies) if loss.counts else 0
+        arguments = (
+            target, *strides, *lengths[1:], loss.rows, loss.classes, ignored is not None, ignored or 0,
+            checked, 1.0, at(room.places), tallies,
+        )  # fmt: skip
+        before.append(one(loss.kernels.tally, (storage,), blocks, threads, threads, *arguments))
+    unit, units, units_pitch, z_at = loss.g, 0, 0, 0
+    if loss.counts or (loss.reduction == "mean" and loss.gradient and loss.g_at):
+        g_storage = loss.g_at[0] if loss.g_at else "f8"
+        tallies = at(room.tallies) if loss.counts else 0
+        arguments = (
+            tallies, blocks, loss.weight is not None, loss.rows, loss.g, g if loss.g_at else 0,
+            at(room.numbers), at(room.divisor),
+        )  # fmt: skip
+        before.append(one(loss.kernels.scales, (loss.compute, g_storage), 1, threads, threads, *arguments))
+        units = at(room.numbers)
+        z_at = at(room.numbers, itemsize) if loss.counts and loss.weight is not None else 0
+    elif loss.reduction == "mean":
+        unit = loss.g / loss.rows
+    elif loss.g_at:
+        units, units_pitch = g, itemsize * loss.g_at[1]
+    if not loss.gradient:
+        unit, units, units_pitch = 0.0, 0, 0
+    return before, (unit, units, units_pitch), z_at
 
 
 @lru_cache(maxsize=4096)
@@ -113,55 +166,15 @@ def steps(loss, where_from, aligned, ordinal, handle):
     def one(factory, options, blocks, threads, most, *arguments):
         return calls.step(factory, options, blocks, threads, most, ordinal, handle, *arguments)
 
-    threads, itemsize = totals.THREADS, geometry.ITEMSIZE[loss.compute]
-    weighted = loss.weight is not None or loss.target in (operations.SPREAD, operations.WEIGHTED)
-    before = []
-    kept, shared = 1.0 - loss.smoothing, loss.smoothing / loss.classes
-    if weighted:
-        storage, step = loss.weight or ("f8", 0)
-        arguments = (
-            weight if loss.weight else 0, step, loss.classes, kept, shared, at(room.checked), at(room.own),
-            at(room.spread, 2 * itemsize), at(room.spread),
-        )  # fmt: skip
-        before.append(
-            one(loss.kernels.class_weights, (loss.compute, storage), 1, threads, threads, *arguments)
-        )
-    blocks = -(-loss.rows // threads)
-    if loss.of_classes:
-        storage, strides, lengths, ignored = loss.places
-        checked = at(room.checked) if loss.weight else 0
-        tallies = at(room.tallies) if loss.counts else 0
-        arguments = (
-            target, *strides, *lengths[1:], loss.rows, loss.classes, ignored is not None, ignored or 0,
-            checked, 1.0, at(room.places), tallies,
-        )  # fmt: skip
-        before.append(one(loss.kernels.tally, (storage,), blocks, threads, threads, *arguments))
-    unit, units, units_pitch, z_at = loss.g, 0, 0, 0
-    scaled = loss.counts and (loss.gradient or loss.weight is not None)
-    if loss.counts or (loss.reduction == "mean" and loss.gradient and loss.g_at):
-        g_storage = loss.g_at[0] if loss.g_at else "f8"
-        tallies = at(room.tallies) if loss.counts else 0
-        arguments = (
-            tallies, blocks, loss.weight is not None, loss.rows, loss.g, g if loss.g_at else 0,
-            at(room.numbers), at(room.divisor),
-        )  # fmt: skip
-        before.append(one(loss.kernels.scales, (loss.compute, g_storage), 1, threads, threads, *arguments))
-        units = at(room.numbers)
-        z_at = at(room.numbers, itemsize) if scaled and loss.weight is not None else 0
-    elif loss.reduction == "mean":
-        unit = loss.g / loss.rows
-    elif loss.g_at:
-        units, units_pitch = g, itemsize * loss.g_at[1]
-
+    before, units, z_at = preparation(loss, room, one, at, target, weight, g)
     losses = result if loss.in_result else at(room.losses)
     scale = (*elementary.scale(loss.temperature, loss.storage == "f8"),)
     factors = *scale, *elementary.inverse(loss.temperature, loss.storage == "f8")
-    own = at(room.own) if weighted else 0
-    spread = at(room.spread, 2 * itemsize) if weighted else 0
+    own = at(room.own) if loss.weighted else 0
+    spread = at(room.spread, 2 * geometry.ITEMSIZE[loss.compute]) if loss.weighted else 0
     places = at(room.places) if loss.of_classes else 0
+    kept, shared = loss.parts
     of_class = loss.sign * kept, shared, loss.smoothing, loss.z, z_at
-    if not loss.gradient:
-        unit, units, units_pitch = 0.0, 0, 0
     options = loss.storage, loss.target, loss.gradient, loss.loss_storage
     if isinstance(where_from, layout.Columns):
         outer, n, inner, strides = where_from
@@ -169,7 +182,7 @@ def steps(loss, where_from, aligned, ordinal, handle):
         of_dx = strides[-1] if loss.gradient else (0, 0, 0)
         arguments = (
             x, *strides[0], q, *of_q, loss.tolerance, places, own, spread, of_row[0], of_row[2], n, inner,
-            *factors, *of_class, unit, units, units_pitch, losses, dx, *of_dx,
+            *factors, *of_class, *units, losses, dx, *of_dx,
         )  # fmt: skip
         blocks, threads = geometry.column_blocks(outer, inner), geometry.column_threads(n)
         main = [one(loss.kernels.columns, options, blocks, threads, geometry.MOST_COLUMN_THREADS, *arguments)]
@@ -181,13 +194,13 @@ def steps(loss, where_from, aligned, ordinal, handle):
         if how:
             arguments = (
                 *of_x, *of_q, loss.tolerance, places, own, spread, rows, n, how.team, *factors, *of_class,
-                unit, units, units_pitch, losses, *of_dx,
+                *units, losses, *of_dx,
             )  # fmt: skip
             options, most = (*options, how.vectors, aligned), geometry.MOST_THREADS
             main = [one(loss.kernels.rows, options, how.blocks(rows), how.threads, most, *arguments)]
         else:
             main = long_rows(loss, room, one, at, n, of_x, of_q, of_dx, places, own, spread, factors, of_class,
-                             (unit, units, units_pitch), losses)  # fmt: skip
+                             units, losses)  # fmt: skip
     after = []
     if loss.valued and loss.reduction != "none":
         after = summed(loss, room, one, at, result)

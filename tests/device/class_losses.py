@@ -184,8 +184,7 @@ def all_ways(x, target, chosen, monkeypatch):
     memory[1:] = x.ravel()
     yield "unaligned", run(call, memory[1:].reshape(x.shape), target, **chosen)
     yield "alone", (run("cross_entropy", x, target, **chosen), None)
-    loss, grad = run(call, x[1:], target[1:], **chosen)
-    yield "a row", (np.concatenate([[loss[0]] * 0, loss]), grad)
+    yield "a row", run(call, x[1:], target[1:], **chosen)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def cross_entropy(
 
     Parameters
     ----------
-    logits : array_like
+    logits : array_like, or an array on a CUDA device
         x, of dtype float16, bfloat16, float32 or float64, which the result keeps; bool and
         integers are computed in float64. Any layout.
     target : array_like
@@ -240,6 +240,11 @@ def cross_entropy(
     the batch is empty or all weights are 0), "mean" gives 0 and gradients of 0, not NaN. A
     batch of padding then changes no sum over batches and no parameter. The sum over rows
     has a fixed order, so the same rows give the same bits with any number of threads.
+
+    Arrays on a CUDA device are all on it, ``weight`` too, and so is the result. Nothing of them
+    is looked at by the host: a class that is out of range, a row that holds no probabilities
+    and a weight that is negative or not finite raise nothing. The row's loss and gradient are
+    NaN, and so is a sum or mean over it; a class out of range is never used as an index.
 
     References
     ----------
@@ -369,7 +374,7 @@ def cross_entropy_backward(
         What ``logsumexp`` gives for the logits, the axis and the temperature, with or without
         the axis. It spares a traversal of the logits. The gradient is then that of the
         ``lse`` as given: its rounding to float32 is worth up to ``abs(lse) / 2`` ULP. With
-        class probabilities it is not needed and not used.
+        class probabilities, and on a CUDA device, it is not needed and not used.
     axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction :
         As given to ``cross_entropy``.
     out : numpy.ndarray, optional
@@ -474,7 +479,7 @@ def token_log_probs(
 
     Parameters
     ----------
-    logits : array_like
+    logits : array_like, or an array on a CUDA device
         x, of dtype float16, bfloat16, float32 or float64, which the result keeps; bool and
         integers are computed in float64. Any layout.
     ids : array_like of int
@@ -495,7 +500,8 @@ def token_log_probs(
     Raises
     ------
     TypeError, ValueError, numpy.exceptions.AxisError
-        As ``cross_entropy``; no class is ignored.
+        As ``cross_entropy``; no class is ignored. On a CUDA device an id that is out of range
+        raises nothing and gives NaN.
 
     Examples
     --------
