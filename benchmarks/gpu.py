@@ -25,6 +25,7 @@ WIDTHS = [64, 256, 1000, 1003, 1024, 4096, 16_384, 50_257, 65_536, 262_144]
 SHAPES = [(min(32_768, MOST_BYTES // 4 // n), n) for n in WIDTHS] + [(8, 262_144), (256, 1000)]
 FUNCTIONS = {
     "softmax": 2, "log_softmax": 2, "softmax_backward": 3, "log_softmax_backward": 3, "logsumexp": 1,
+    "cross_entropy": 1, "cross_entropy_value_and_grad": 2,
 }  # fmt: skip
 DTYPES = ["bfloat16", "float32", "float16", "float64"]
 
@@ -43,6 +44,10 @@ def libraries():
         "softmax_backward": lambda g, y: torch.ops.aten._softmax_backward_data(g, y, -1, y.dtype),
         "log_softmax_backward": lambda g, y: torch.ops.aten._log_softmax_backward_data(g, y, -1, y.dtype),
     }
+    result["PyTorch"] |= {
+        "cross_entropy": torch.nn.functional.cross_entropy,
+        "cross_entropy_value_and_grad": torch_value_and_grad,
+    }
     if find_spec("cupy") and find_spec("scipy"):
         import cupy
         from cupyx.scipy import special
@@ -54,6 +59,15 @@ def libraries():
     if find_spec("triton"):
         result["Triton"] = {"softmax": triton_softmax()}
     return result
+
+
+def torch_value_and_grad(x, target):
+    import torch
+
+    x = x.detach().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(x, target)
+    (grad,) = torch.autograd.grad(loss, x)
+    return loss.detach(), grad
 
 
 def triton_softmax():
@@ -86,6 +100,8 @@ def arguments(name, rows, n, dtype, generator):
     import torch
 
     x = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
+    if name.startswith("cross_entropy"):
+        return x, torch.randint(n, (rows,), device="cuda", generator=generator)
     if not name.endswith("_backward"):
         return (x,)
     y = torch.softmax(x, -1) if name.startswith("softmax") else torch.log_softmax(x, -1)
@@ -93,8 +109,20 @@ def arguments(name, rows, n, dtype, generator):
 
 
 def expected(name, given):
-    """The first rows in float64, by PyTorch."""
+    """The first rows in float64, by PyTorch; the loss of all rows."""
     import torch
+
+    if name.startswith("cross_entropy"):
+        x, target = given
+        rows, step = len(x), 64
+        parts = [
+            torch.nn.functional.cross_entropy(x[i : i + step].double(), target[i : i + step], reduction="sum")
+            for i in range(0, rows, step)
+        ]
+        loss = torch.stack(parts).sum() / rows
+        p = torch.softmax(x[:4].double(), -1)
+        p[torch.arange(len(p)), target[:4]] -= 1
+        return loss if name == "cross_entropy" else (loss, p / rows)
 
     rows = [a[:4].double() for a in given]
     if name == "softmax_backward":
@@ -107,13 +135,21 @@ def expected(name, given):
 
 
 def is_right(name, given, got):
+    if isinstance(got, tuple):
+        return all(is_close(given, g, w) for g, w in zip(got, expected(name, given), strict=True))
+    return is_close(given, got, expected(name, given))
+
+
+def is_close(given, got, want):
     import torch
 
     got = torch.as_tensor(got) if isinstance(got, torch.Tensor) else torch.from_dlpack(got)
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-    want = expected(name, given)
+    want = torch.atleast_1d(want)
     allowed = tolerance[given[0].dtype] * want.abs().clamp_min(want.abs().amax(-1, keepdim=True) * 1e-3)
-    return bool(((got[:4].double() - want).abs() <= allowed + 1e-30).all())
+    finfo = torch.finfo(given[0].dtype)  # a mean's gradient may be less than the smallest number of 16 bits
+    allowed = allowed + max(1e-30, finfo.smallest_normal * finfo.eps)
+    return bool(((torch.atleast_1d(got)[:4].double() - want).abs() <= allowed).all())
 
 
 def timed(call, flush):

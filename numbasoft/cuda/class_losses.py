@@ -258,6 +258,39 @@ def summed(loss, room, one, at, result):
     return steps
 
 
+@lru_cache(maxsize=4096)
+def picked_steps(loss, strides, lengths, step, inner, ordinal, handle):
+    """``steps`` for log-probabilities, which need no sum; the gradient has no gaps and ``inner`` rows side by side."""
+    room = Room(loss)
+    x, dx, target, weight, g, result = (Slot(i) for i in range(6))
+
+    def at(cell, offset=0):
+        return Slot(6, cell * CELL + offset)
+
+    def one(factory, options, blocks, *arguments):
+        threads = totals.THREADS
+        return calls.step(factory, options, blocks, threads, threads, ordinal, handle, *arguments)
+
+    def wide(factory, options, blocks, threads, most, *arguments):
+        return one(factory, options, blocks, *arguments)
+
+    launches, units, _ = preparation(loss, room, wide, at, target, weight, g)
+    places, own = at(room.places), at(room.own) if loss.weighted else 0
+    if loss.valued:
+        losses = result if loss.in_result else at(room.losses)
+        arguments = x, *strides, step, *lengths[1:], loss.rows, places, own, 1.0, losses
+        options, blocks = (loss.storage, loss.loss_storage), -(-loss.rows // totals.THREADS)
+        launches.append(one(loss.kernels.picked, options, blocks, *arguments))
+        if loss.reduction != "none":
+            launches += summed(loss, room, wide, at, result)
+    if loss.gradient:
+        total = loss.rows * loss.classes
+        arguments = loss.classes, inner, total, places, own, *units, dx
+        blocks = -(-total // totals.THREADS)
+        launches.append(one(loss.kernels.placed, (loss.storage,), blocks, *arguments))
+    return Prepared(tuple(launches), 0)
+
+
 # Calls.
 
 
@@ -320,18 +353,22 @@ def checked(
     return Given(x, y, weight, axis, outer, loss)
 
 
+def five_axes(name, shape, strides):
+    """How elements lie that are taken one by one: strides and lengths along five axes."""
+    axes = layout.merged([(n, (s,)) for n, s in zip(shape, strides, strict=True)])
+    if len(axes) > layout.MOST_AXES:
+        raise ValueError(f"{name} has strides {strides}: no more than {layout.MOST_AXES} axes may have gaps")
+    lengths, (strides,) = layout.five(axes, 1)
+    return tuple(strides), tuple(lengths)
+
+
 def places_of(target, ignore_index):
     """How class indices lie, and which of them is ignored: None where their dtype does not have it."""
     shadow = target.shadow
-    axes = layout.merged([(n, (s,)) for n, s in zip(shadow.shape, shadow.strides, strict=True)])
-    if len(axes) > layout.MOST_AXES:
-        raise ValueError(
-            f"{target.name} has strides {shadow.strides}: no more than {layout.MOST_AXES} axes may have gaps"
-        )
-    lengths, (strides,) = layout.five(axes, 1)
+    strides, lengths = five_axes(target.name, shadow.shape, shadow.strides)
     limits = np.iinfo(shadow.dtype)
     possible = ignore_index is not None and limits.min <= ignore_index <= min(limits.max, 2**63 - 1)
-    return target.storage, tuple(strides), tuple(lengths), ignore_index if possible else None
+    return target.storage, strides, lengths, ignore_index if possible else None
 
 
 def passed_on(given, grad, call):
@@ -443,3 +480,48 @@ def backward(kernels, grad, logits, target, lse, out, stream, **options):
         dx = output(given, call, out)
         run(given, call, grad, dx, valued=False)
         return dx.value
+
+
+def picked(kernels, grad, log_probs, target, stream, axis, weight, ignore_index, reduction):
+    """``nll_loss``, or with a gradient ``nll_loss_backward``, of device arrays."""
+    given = checked(
+        kernels, log_probs, target, axis, weight, ignore_index, 0.0, 0.0, 1.0, reduction,
+        ("log_probs", "target"), True,
+    )  # fmt: skip
+    x, loss = given.x, given.loss
+    has_gradient = grad is not None
+    of_grad = None
+    if isinstance(grad, numbers.Real):
+        grad = checks.real(grad, "grad", "a number or an array")
+    elif has_gradient:
+        grad = of_grad = describe(grad, "grad")
+    if has_gradient:
+        shape = () if of_grad is None else grad.shadow.shape
+        checks.upstream_shape(shape, loss.reduction, given.outer, given.axis)
+    besides = dict(target=given.target, weight=given.weight, grad=of_grad)
+    with calls.Call(x, stream, **besides) as call:
+        loss, g_address = passed_on(given, 1.0 if grad is None else grad, call)
+        if has_gradient and of_grad is None:
+            loss = loss._replace(g=grad)
+        loss = loss._replace(gradient=has_gradient, valued=not has_gradient)
+        shape = x.shadow.shape if has_gradient else given.outer if loss.reduction == "none" else ()
+        result = call.result(shape, loss.result)
+        room = Room(loss)
+        work = calls.working_memory(call.first, call.handle, call.keep)(max(1, room.cells))
+        if not loss.rows:
+            if result.shadow.size:
+                empty(loss, room, call, result.address, work)
+            return result.value
+        if x.storage != loss.storage:  # bool and integers
+            copy = call.temporary(x.shadow.shape, loss.storage)
+            call.copied(x, x.shadow, copy, copy.shadow)
+            x = copy
+        strides = [s for i, s in enumerate(x.shadow.strides) if i != given.axis]
+        strides, lengths = five_axes("log_probs", given.outer, strides)
+        inner = math.prod(given.outer[given.axis :])
+        step = x.shadow.strides[given.axis]
+        prepared = picked_steps(loss, strides, lengths, step, inner, call.ordinal, call.handle)
+        inputs = x.address, result.address, given.target.address
+        weight = 0 if given.weight is None else given.weight.address
+        call.launch(prepared, (*inputs, weight, g_address, result.address, work))
+        return result.value

@@ -44,3 +44,5 @@ class ClassLoss(NamedTuple):
     segment_shares: Callable  # what a segment of a long row holds of the target
     combine: Callable  # the losses of long rows
     segments: Callable  # their gradients
+    picked: Callable  # the losses of log-probabilities
+    placed: Callable  # their gradients

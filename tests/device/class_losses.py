@@ -436,6 +436,33 @@ def test_in_place(rng, few_threads):
         np.testing.assert_allclose(here(got), want, rtol=1e-13)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_losses_of_log_probabilities(reduction, rng, few_threads):
+    weight = rng.uniform(0, 2, 5)
+    weight[3] = 0
+    for shape, axis, dtype in (((7, 5), -1, "float32"), ((5, 4), 0, "float64"), ((2, 5, 3), 1, "bfloat16")):
+        log_p = rng.normal(-3, 1, shape).astype(DTYPES[dtype])
+        outer = np.delete(shape, axis)
+        target = rng.integers(5, size=outer)
+        target.flat[1], target.flat[2] = 9, 3
+        for chosen in {}, dict(weight=weight):
+            chosen = dict(chosen, axis=axis, ignore_index=9, reduction=reduction)
+            want = np.asarray(numbasoft.nll_loss(log_p, target, **chosen))
+            got = run("nll_loss", log_p, target, **chosen)
+            assert got.dtype == want.dtype and got.shape == want.shape
+            tolerance = 2 * float(np.spacing(np.array(1, want.dtype)))
+            np.testing.assert_allclose(got.astype("f8"), want.astype("f8"), rtol=tolerance)
+            for g in 0.5, rng.normal(size=want.shape):
+                if np.shape(g) == want.shape:
+                    want_grad = numbasoft.nll_loss_backward(g, log_p, target, **chosen).astype("f8")
+                    got = run("nll_loss_backward", g, log_p, target, **chosen).astype("f8")
+                    np.testing.assert_allclose(got, want_grad, rtol=tolerance)
+    log_p, target = np.full((3, 5), -1.0), np.array([5, 0, -1])
+    assert np.isnan(run("nll_loss", log_p, target, reduction="none")).tolist() == [True, False, True]
+    grad = run("nll_loss_backward", 1.0, log_p, target, reduction="sum")
+    assert np.isnan(grad[[0, 2]]).all() and grad[1].tolist() == [-1, 0, 0, 0, 0]
+
+
 # --- errors ------------------------------------------------------------------------------------------------
 
 

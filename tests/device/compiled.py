@@ -117,7 +117,8 @@ def totals_of(storage):
     """What stands before and after the rows, in float64 whatever they are computed in."""
     for kernel in (
         (cross_entropy.tally, ("i8",)), (cross_entropy.tally, ("u1",)), (cross_entropy.scales, (storage, "f8")),
-        (cross_entropy.class_weights, (storage, "f4")), (totals.add, (storage,)), (totals.finish, ("b2",)),
+        (cross_entropy.class_weights, (storage, "f4")), (cross_entropy.picked, (storage, storage)),
+        (cross_entropy.placed, (storage,)), (totals.add, (storage,)), (totals.finish, ("b2",)),
     ):  # fmt: skip
         yield Kernel(*kernel, "copies", totals.THREADS)
 

@@ -572,6 +572,7 @@ def nll_loss(
     weight: ArrayLike | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    stream: Any = None,
 ) -> Array:
     r"""The negative log-likelihood of class indices, from log-probabilities.
 
@@ -579,7 +580,7 @@ def nll_loss(
 
     Parameters
     ----------
-    log_probs : array_like
+    log_probs : array_like, or an array on a CUDA device
         What ``log_softmax`` returned; floats of any layout, whose dtype the result keeps.
     target : array_like of int
         The class of each row, of the shape of ``log_probs`` without ``axis``.
@@ -587,6 +588,9 @@ def nll_loss(
         The axis of the classes.
     weight, ignore_index, reduction :
         As given to ``cross_entropy``.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -605,6 +609,9 @@ def nll_loss(
     >>> numbasoft.nll_loss(np.log([[0.25, 0.75], [0.5, 0.5]]), [1, 0], reduction="none")
     array([0.28768207, 0.69314718])
     """
+    if arrays.on_device(stream, log_probs=log_probs, target=target, weight=weight):
+        options = axis, weight, ignore_index, reduction
+        return device_losses().picked(device_kernels(), None, log_probs, target, stream, *options)
     rows, index, counts = picked(log_probs, target, axis, weight, ignore_index, reduction)
     loss = np.zeros(rows.target.size)
     if loss.size:
@@ -622,6 +629,7 @@ def nll_loss_backward(
     weight: ArrayLike | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    stream: Any = None,
 ) -> Array:
     r"""The gradient of a loss with respect to the log-probabilities, from that with respect to ``nll_loss``'s result.
 
@@ -635,6 +643,9 @@ def nll_loss_backward(
         As given to ``nll_loss``.
     axis, weight, ignore_index, reduction :
         As given to ``nll_loss``.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -654,6 +665,10 @@ def nll_loss_backward(
     array([[ 0. , -0.5],
            [-0.5,  0. ]])
     """
+    of_grad = None if isinstance(grad, numbers.Real) else grad
+    if arrays.on_device(stream, log_probs=log_probs, target=target, weight=weight, grad=of_grad):
+        options = axis, weight, ignore_index, reduction
+        return device_losses().picked(device_kernels(), grad, log_probs, target, stream, *options)
     rows, index, counts = picked(log_probs, target, axis, weight, ignore_index, reduction)
     g = rows.per_row(checks.upstream(grad, rows.reduction, rows.outer, rows.axis))
     result = np.zeros(rows.x.shape, rows.dtype)

@@ -1063,4 +1063,93 @@ def segments(storage, target):
     )  # fmt: skip
 
 
-LOSS = ClassLoss(tally, scales, class_weights, rows, columns, segment_shares, combine, segments)
+# Of log-probabilities, which need no sum.
+
+
+@lru_cache
+def picked(storage, loss_storage):
+    """The negative log-likelihood of every row's class."""
+    compute = arithmetic_of(storage).compute
+    read, read_class, write = reader(storage, compute), reader(compute, compute), writer(loss_storage)
+    itemsize, loss_size = ITEMSIZE[compute], ITEMSIZE[loss_storage]
+
+    def nll_picked(
+        x,  # IN   address of the first row's first log-probability
+        x0,  # IN   bytes from row to row along five axes, and from class to class
+        x1,
+        x2,
+        x3,
+        x4,
+        x_step,
+        n1,  # IN   lengths of all axes but the first
+        n2,
+        n3,
+        n4,
+        rows,  # IN
+        places,  # IN   address of every row's class
+        weights,  # IN   0, or the address of what every class is weighted with
+        one,  # IN   1
+        loss,  # OUT  address of the first loss
+    ):
+        row = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+        if row < rows:
+            i4, i = row % n4, row // n4
+            i3, i = i % n3, i // n3
+            i2, i = i % n2, i // n2
+            i1, i = i % n1, i // n1
+            k = read_cell(places + row * 8)
+            inside = max(k, 0)
+            own = vector_of(one)
+            if weights != 0:
+                own = read_class(weights + inside * itemsize)
+            v = read(x + i * x0 + i1 * x1 + i2 * x2 + i3 * x3 + i4 * x4 + inside * x_step)
+            value = select(own == 0.0, 0.0, own * (0.0 - v))
+            value = select(mask_of(k == IGNORED), 0.0, select(mask_of(k == NO_CLASS), NAN, value))
+            write(loss + row * loss_size, value)
+
+    return nll_picked, signature(
+        address, *[whole] * 6, *[whole] * 4, whole, address, address, number_type(compute), address
+    )  # fmt: skip
+
+
+@lru_cache
+def placed(storage):
+    """Its gradient: 0 but at each row's class; rows that have none are NaN."""
+    compute = arithmetic_of(storage).compute
+    read, write = reader(compute, compute), writer(storage)
+    itemsize, size_ = ITEMSIZE[compute], ITEMSIZE[storage]
+
+    def nll_placed(
+        n,  # IN   classes
+        inner,  # IN   rows that lie side by side
+        total,  # IN   elements
+        places,  # IN   address of every row's class
+        weights,  # IN   0, or the address of what every class is weighted with
+        unit,  # IN   what gradients are multiplied with, unless an address is given
+        units,  # IN   0, or the address of it, and bytes from row to row
+        units_pitch,
+        dx,  # OUT  address of the first element, (outer, n, inner) without gaps
+    ):
+        i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+        if i < total:
+            row = i // (n * inner) * inner + i % inner
+            k = read_cell(places + row * 8)
+            unit = vector_of(unit)
+            value = number(unit, 0.0)
+            if k == i // inner % n:
+                if units != 0:
+                    unit = read(units + row * units_pitch)
+                own = number(unit, 1.0)
+                if weights != 0:
+                    own = read(weights + k * itemsize)
+                value = select(own == 0.0, 0.0, 0.0 - own * unit)
+            write(dx + i * size_, select(mask_of(k == NO_CLASS), NAN, value))
+
+    return nll_placed, signature(
+        whole, whole, whole, address, address, number_type(compute), address, whole, address
+    )  # fmt: skip
+
+
+LOSS = ClassLoss(
+    tally, scales, class_weights, rows, columns, segment_shares, combine, segments, picked, placed
+)
