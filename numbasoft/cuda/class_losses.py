@@ -61,6 +61,11 @@ class Loss(NamedTuple):
         return self.valued and self.reduction == "none"
 
     @property
+    def held(self):
+        """What a thread holds of a row besides its logits, for the geometry."""
+        return 0 if self.target == operations.CLASS else geometry.SHARES
+
+    @property
     def weighted(self):
         """Whether the classes have weights of their own, or shares of what is spread."""
         return self.weight is not None or self.target in (operations.SPREAD, operations.WEIGHTED)
@@ -97,7 +102,7 @@ class Room:
 
     def with_segments(self, loss):
         """All cells, with those of long rows."""
-        if geometry.rows_launch(loss.classes, loss.storage, False, in_pairs=loss.target != operations.CLASS):
+        if geometry.rows_launch(loss.classes, loss.storage, False, loss.held):
             return self.cells
         units = loss.rows * geometry.segments_of(loss.classes, loss.storage)
         fields = units * split.FIELDS * operations.REGIONS[loss.target]
@@ -190,7 +195,7 @@ def steps(loss, where_from, aligned, ordinal, handle):
         rows, n, pitches, _ = where_from
         of_x, of_q = (x, pitches[0]), (q, pitches[1] if has_q else 0)
         of_dx = dx, pitches[-1] if loss.gradient else 0
-        how = geometry.rows_launch(n, loss.storage, aligned, in_pairs=loss.target != operations.CLASS)
+        how = geometry.rows_launch(n, loss.storage, aligned, loss.held)
         if how:
             arguments = (
                 *of_x, *of_q, loss.tolerance, places, own, spread, rows, n, how.team, *factors, *of_class,

@@ -26,7 +26,7 @@ ARCHITECTURES = [(8, 0), (9, 0), (10, 0), (12, 0)]
 
 # Registers that a thread may have, by the launch that they must fit: 65536 for a block at least, and
 # for small rows few enough that a multiprocessor has a thousand threads.
-BUDGET = {"few": 64, "middle": 128, "many": 128, "segments": 168, "columns": 128, "copies": 40}
+BUDGET = {"few": 64, "middle": 128, "many": 128, "segments": 168, "columns": 128, "copies": 40, "losses": 96}
 
 
 class Kernel:
@@ -89,7 +89,7 @@ def class_losses(storage):
     n = geometry.SEGMENT_VECTORS[storage]
     for target, gradient in itertools.product(operations.REGIONS, (True, False)):
         has_class, is_plain = target in operations.OF_CLASSES, target == operations.CLASS
-        held = (geometry.VECTORS if is_plain else geometry.PAIR_VECTORS)[storage]
+        held = (geometry.VECTORS if is_plain else geometry.SHARE_VECTORS)[storage]
         rows = 1 if has_class else 2
         kinds = storage, target, gradient
         for (vectors, size), aligned in itertools.product(
@@ -97,7 +97,7 @@ def class_losses(storage):
         ):
             options = *kinds, storage, vectors, aligned
             loads, stores = rows * vectors, vectors * gradient
-            size = "losses" if size == "few" and not is_plain else size
+            size = "losses" if size == "few" and (storage == "f8" or not is_plain) else size
             yield Kernel(cross_entropy.rows, options, size, geometry.MOST_THREADS, loads, stores)
         columns = geometry.MOST_COLUMN_THREADS
         yield Kernel(cross_entropy.columns, (*kinds, storage), "columns", columns)

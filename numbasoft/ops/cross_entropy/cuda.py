@@ -649,7 +649,7 @@ def columns(storage, target, gradient, loss_storage):
         own, shared, shares, z = vector_of(kept), vector_of(shared), vector_of(mass), vector_of(z)
         k, elsewhere, far = row - row, number(high, 0.0), number(high, 0.0)
         logit = far
-        if has_class:
+        if has_class and gradient:  # before a gradient may overwrite the logits
             k, logit, own, elsewhere, shares = class_of(
                 at, x_step, places + row * 8, own, weights, shared, spread, shares
             )
@@ -728,6 +728,10 @@ def columns(storage, target, gradient, loss_storage):
             logit, own = m, number(m, 0.0)
 
         # loop 4: the log of the sum, and the loss
+        if has_class and not gradient:  # only now: held through the loops it took registers that were spilled
+            k, logit, own, elsewhere, shares = class_of(
+                at, x_step, places + row * 8, own, weights, shared, spread, shares
+            )
         log = log_of_row(m, second, maxima, total, high, low)
         lse = result_of(m, second, maxima, total, high, low, inverse, inverse_rest)
         if z_at != 0:
