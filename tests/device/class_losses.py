@@ -220,6 +220,17 @@ def test_the_bits_depend_on_the_row_alone(dtype, variant, soft, rng, monkeypatch
     check(grad, gradients, 4)
 
 
+@pytest.mark.parametrize(
+    ("n", "variant", "soft"),
+    [(530, "plain", False), (530, "weighted and smoothed", True), (3, "smoothed", False)],
+)
+def test_real_launches_of_every_kind(n, variant, soft, rng):
+    # by part of a warp, and by several warps that meet in shared memory
+    x = rng.normal(0, 3, (1, n)).astype(np.float32)
+    target = distributions(rng, x) if soft else classes_for(rng, x)
+    compare(x, target, variant, **options_of(variant, n, rng))
+
+
 # --- what is not checked on the host, and what does not count ----------------------------------------------
 
 REDUCTIONS = ["none", "mean", "sum"]

@@ -85,7 +85,7 @@ from ...cuda.team import (
 from ...cuda.totals import THREADS, block_sum, plus, value_of
 
 INFINITY, NAN = float("inf"), float("nan")
-MORE_CELLS = 2 * CELLS
+MORE_CELLS = 3 * CELLS
 
 # Instead of a class: the row is ignored, or its class does not exist.
 IGNORED, NO_CLASS = -1, -2
@@ -448,6 +448,7 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
     read, write = reader(a.compute, a.compute), writer(loss_storage)
     itemsize, loss_size = ITEMSIZE[storage], ITEMSIZE[loss_storage]
     kind = number_type(a.compute)
+    room = CELLS if target == CLASS else MORE_CELLS
 
     def cross_entropy_rows(
         x,  # IN   address of the first row
@@ -477,7 +478,7 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
         dx,  # OUT  address of the first row
         dx_pitch,  # IN   bytes from row to row
     ):
-        cells = cuda.shared.array(MORE_CELLS, types.int64)
+        cells = cuda.shared.array(room, types.int64)
         row, thread = first_row(team), place(team)
         on = row < rows
         row = min(row, rows - 1)
@@ -507,23 +508,26 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
         share = share_of(at, given, thread, team, n, 0, shared, weights, spread)
         if is_shared:
             terms = distance(v, share, m)
-            most = team_maximum(largest_lane(terms), team, cells, 3)
+            most = team_maximum(largest_lane(terms), team, cells, 5)
             total, rest = positive_sum_of(terms, most)
-            total, rest = team_sum(total, team, cells, 4), team_sum(rest, team, cells, 5)
+            total, rest = team_sum(total, team, cells, 6), team_sum(rest, team, cells, 7)
             far = positive_total(most, parts_of(total, rest))
         if not has_class:
-            least = team_maximum(largest_lane(0.0 - given), team, cells, 6)
-            most = team_maximum(largest_lane(given), team, cells, 7)
-            total, rest = positive_sum_of(given, most)
-            total, rest = team_sum(total, team, cells, 8), team_sum(rest, team, cells, 9)
-            k = validity(positive_total(most, parts_of(total, rest)), least, vector_of(tolerance), k)
-            most = team_maximum(largest_lane(share), team, cells, 10)
+            least = team_maximum(largest_lane(0.0 - given), team, cells, 8)
+            most = team_maximum(largest_lane(share), team, cells, 12)
             total, rest = positive_sum_of(select(v < m, share, 0.0), most)
-            total, rest = team_sum(total, team, cells, 11), team_sum(rest, team, cells, 12)
+            total, rest = team_sum(total, team, cells, 13), team_sum(rest, team, cells, 14)
             elsewhere = positive_total(most, parts_of(total, rest))
             total, rest = positive_sum_of(select(v < m, 0.0, share), most)
-            total, rest = team_sum(total, team, cells, 13), team_sum(rest, team, cells, 14)
+            total, rest = team_sum(total, team, cells, 15), team_sum(rest, team, cells, 16)
             shares = elsewhere + positive_total(most, parts_of(total, rest))
+            given_sum = shares
+            if target == WEIGHTED:
+                most = team_maximum(largest_lane(given), team, cells, 9)
+                total, rest = positive_sum_of(given, most)
+                total, rest = team_sum(total, team, cells, 10), team_sum(rest, team, cells, 11)
+                given_sum = positive_total(most, parts_of(total, rest))
+            k = validity(given_sum, least, vector_of(tolerance), k)
             logit, own = m, number(m, 0.0)
 
         # loops 2 and 3: the sum of exp of every other element after the shift
@@ -533,7 +537,7 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
             total, rest = sum_of(select(e < 0.0, 0.0, e))
         else:
             total, rest = sum_of(exponential(others, shift_of(base, high, low), high, low))
-        total, rest = team_sum(total, team, cells, 15), team_sum(rest, team, cells, 16)
+        total, rest = team_sum(total, team, cells, 3), team_sum(rest, team, cells, 4)
         total = parts_of(total, rest)
 
         # loop 4: the log of the sum, and the loss
@@ -674,25 +678,24 @@ def columns(storage, target, gradient, loss_storage):
                 most = maximum(most, largest_lane(distance(v, share, m)))
             if not has_class:
                 given = gather_q(q_at, q_step, j, share_count, n)
-                most_given = maximum(most_given, largest_lane(given))
                 least = maximum(least, largest_lane(0.0 - given))
                 most_share = maximum(most_share, largest_lane(share))
+                if target == WEIGHTED:
+                    most_given = maximum(most_given, largest_lane(given))
             j += share_count * STRIDED_LANES
         second, maxima = column_maximum(second, cells), column_sum(maxima, cells)
         if is_shared:
             most = column_maximum(most, cells)
         if not has_class:
-            most_given, least = column_maximum(most_given, cells), column_maximum(least, cells)
-            most_share = column_maximum(most_share, cells)
+            least, most_share = column_maximum(least, cells), column_maximum(most_share, cells)
+            if target == WEIGHTED:
+                most_given = column_maximum(most_given, cells)
 
         # loops 2 and 3: the sum of exp of every other element after the shift, and of what q holds
         base = select(second > -INFINITY, second, m)
         shift = shift_of(base, high, low)
         total, rest = i - i, i - i
         far_total, far_rest = total, total
-        given_total, given_rest, others_total, others_rest, top_total, top_rest = (
-            total, total, total, total, total, total
-        )  # fmt: skip
         j = start
         while j < n:
             v = gather(at, x_step, j, share_count, n)
@@ -704,27 +707,47 @@ def columns(storage, target, gradient, loss_storage):
                 part = positive_sum_of(distance(v, share, m), most)
                 far_total += part[0]
                 far_rest += part[1]
-            if not has_class:
-                part = positive_sum_of(gather_q(q_at, q_step, j, share_count, n), most_given)
-                given_total += part[0]
-                given_rest += part[1]
+            j += share_count * STRIDED_LANES
+        total = parts_of(column_sum(total, cells), column_sum(rest, cells))
+        if is_shared:
+            far = positive_total(most, parts_of(column_sum(far_total, cells), column_sum(far_rest, cells)))
+        if (
+            not has_class
+        ):  # in a loop of its own: with the sums of the other it took registers that were spilled
+            given_total, given_rest = i - i, i - i
+            others_total, others_rest, top_total, top_rest = (
+                given_total,
+                given_total,
+                given_total,
+                given_total,
+            )
+            j = start
+            while j < n:
+                v = gather(at, x_step, j, share_count, n)
+                share = share_of(q_at, q_step, j, share_count, n, shared, weights, spread)
                 part = positive_sum_of(select(v < m, share, 0.0), most_share)
                 others_total += part[0]
                 others_rest += part[1]
                 part = positive_sum_of(select(v < m, 0.0, share), most_share)
                 top_total += part[0]
                 top_rest += part[1]
-            j += share_count * STRIDED_LANES
-        total = parts_of(column_sum(total, cells), column_sum(rest, cells))
-        if is_shared:
-            far = positive_total(most, parts_of(column_sum(far_total, cells), column_sum(far_rest, cells)))
-        if not has_class:
-            of_all = parts_of(column_sum(given_total, cells), column_sum(given_rest, cells))
-            k = validity(positive_total(most_given, of_all), least, vector_of(tolerance), k)
+                j += share_count * STRIDED_LANES
             of_others = parts_of(column_sum(others_total, cells), column_sum(others_rest, cells))
             of_top = parts_of(column_sum(top_total, cells), column_sum(top_rest, cells))
             elsewhere = positive_total(most_share, of_others)
             shares = elsewhere + positive_total(most_share, of_top)
+            given_sum = shares
+            if target == WEIGHTED:
+                given_total, given_rest = i - i, i - i
+                j = start
+                while j < n:
+                    part = positive_sum_of(gather_q(q_at, q_step, j, share_count, n), most_given)
+                    given_total += part[0]
+                    given_rest += part[1]
+                    j += share_count * STRIDED_LANES
+                of_all = parts_of(column_sum(given_total, cells), column_sum(given_rest, cells))
+                given_sum = positive_total(most_given, of_all)
+            k = validity(given_sum, least, vector_of(tolerance), k)
             logit, own = m, number(m, 0.0)
 
         # loop 4: the log of the sum, and the loss
@@ -846,8 +869,9 @@ def segment_shares(storage, target, gradient, last):
         if last:
             most = maximum_of(m, far, row, segments, MAXIMUM, cells, 1)
             if not has_class:
-                most_given = maximum_of(m, given, row, segments, MAXIMUM, cells, 2)
                 most_share = maximum_of(m, others, row, segments, MAXIMUM, cells, 3)
+            if target == WEIGHTED:
+                most_given = maximum_of(m, given, row, segments, MAXIMUM, cells, 2)
         part = 0
         while part < parts:
             thread = cuda.threadIdx.x + part * vectors * team
@@ -860,9 +884,10 @@ def segment_shares(storage, target, gradient, last):
             if last:
                 far_sum = plus_sum(far_sum, terms, most)
                 if not has_class:
-                    given_sum = plus_sum(given_sum, q_row, most_given)
                     others_sum = plus_sum(others_sum, select(v < m, share, 0.0), most_share)
                     top_sum = plus_sum(top_sum, select(v < m, 0.0, share), most_share)
+                if target == WEIGHTED:
+                    given_sum = plus_sum(given_sum, q_row, most_given)
             else:
                 most = maximum(most, largest_lane(terms))
                 if not has_class:
@@ -873,9 +898,10 @@ def segment_shares(storage, target, gradient, last):
         if last:
             leave_sum(far_sum, far, unit, cells, 4)
             if not has_class:
-                leave_sum(given_sum, given, unit, cells, 6)
                 leave_sum(others_sum, others, unit, cells, 8)
                 leave_sum(top_sum, top, unit, cells, 10)
+            if target == WEIGHTED:
+                leave_sum(given_sum, given, unit, cells, 6)
         else:
             leave_largest(most, far, unit, MAXIMUM, cells, 4)
             if not has_class:
@@ -947,17 +973,19 @@ def combine(storage, target, gradient, loss_storage):
             far = positive_total(most, sum_over(fields, row, segments, cells, 8))
         if not has_class:
             cuda.syncthreads()
-            fields = region(work, units, GIVEN)
-            most = maximum_of(m, fields, row, segments, MAXIMUM, cells, 0)
-            least = maximum_of(m, fields, row, segments, SECOND, cells, 1)
-            of_all = positive_total(most, sum_over(fields, row, segments, cells, 2))
-            k = validity(of_all, least, vector_of(tolerance), k)
             fields = region(work, units, OTHERS)
             most = maximum_of(m, fields, row, segments, MAXIMUM, cells, 6)
             elsewhere = positive_total(most, sum_over(fields, row, segments, cells, 12))
             cuda.syncthreads()
             of_top = sum_over(region(work, units, TOP), row, segments, cells, 0)
             shares = elsewhere + positive_total(most, of_top)
+            fields = region(work, units, GIVEN)
+            least = maximum_of(m, fields, row, segments, SECOND, cells, 7)
+            given_sum = shares
+            if target == WEIGHTED:
+                most = maximum_of(m, fields, row, segments, MAXIMUM, cells, 8)
+                given_sum = positive_total(most, sum_over(fields, row, segments, cells, 9))
+            k = validity(given_sum, least, vector_of(tolerance), k)
             logit, own = m, number(m, 0.0)
         log = log_of_row(m, second, maxima, total, high, low)
         lse = result_of(m, second, maxima, total, high, low, inverse, inverse_rest)
