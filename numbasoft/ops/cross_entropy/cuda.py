@@ -231,7 +231,8 @@ def class_weights(compute, storage):
             write_weight(checked + j * 8, w)
             write(own + j * itemsize, w * kept)
             write(spread + j * itemsize, w * shared)
-            pair = plus(pair, (w * shared, zero))
+            # of what was rounded, so that nothing is left elsewhere where there is one class
+            pair = plus(pair, (read_rounded(spread + j * itemsize), zero))
             j += THREADS
         pair = block_sum(pair, cells, 0)
         if cuda.threadIdx.x == 0:
