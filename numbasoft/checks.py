@@ -236,12 +236,17 @@ def upstream(grad, reduction, shape, axis=None):
     """
     g = array(grad, "grad")
     result_dtype(g.dtype, "grad")
+    upstream_shape(g, reduction, shape, axis)
+    return g.astype(np.float64).reshape(shape if reduction == "none" else ())
+
+
+def upstream_shape(g, reduction, shape, axis=None):
+    """The shape of what ``upstream`` takes."""
     if reduction != "none" and g.shape:
         raise ValueError(f"grad has shape {g.shape}, but must be one number for reduction {reduction!r}")
     kept = shape if axis is None else (*shape[:axis], 1, *shape[axis:])
     if reduction == "none" and g.shape not in (shape, kept):
         raise ValueError(f"grad has shape {g.shape}, but must have shape {shape} for reduction 'none'")
-    return g.astype(np.float64).reshape(shape if reduction == "none" else ())
 
 
 def class_axis(axis, shape, name):

@@ -194,6 +194,11 @@ CALLS = {
     "softmax_backward": lambda a, **o: numbasoft.softmax_backward(a, a, **o),
     "log_softmax_backward": lambda a, **o: numbasoft.log_softmax_backward(a, a, **o),
     "logsumexp_backward": lambda a, **o: numbasoft.logsumexp_backward(a, a, a, **o),
+    "sigmoid": lambda a, **o: numbasoft.sigmoid(a, **o),
+    "sigmoid_backward": lambda a, **o: numbasoft.sigmoid_backward(a, a, **o),
+    "logit": lambda a, **o: numbasoft.logit(a, **o),
+    "binary_cross_entropy": lambda a, **o: numbasoft.binary_cross_entropy(a, a, **o),
+    "binary_cross_entropy_backward": lambda a, **o: numbasoft.binary_cross_entropy_backward(a, a, a, **o),
 }
 
 
@@ -242,6 +247,11 @@ def test_mixed_homes(protocol):
         lambda: numbasoft.softmax_backward(here, there),
         lambda: numbasoft.log_softmax_backward(there, here),
         lambda: numbasoft.logsumexp_backward(1.0, there, there),
+        lambda: numbasoft.sigmoid(there, out=here),
+        lambda: numbasoft.sigmoid_backward(here, there),
+        lambda: numbasoft.logit(here, out=there),
+        lambda: numbasoft.binary_cross_entropy(there, here),
+        lambda: numbasoft.binary_cross_entropy_backward(1.0, there, there),
     ):
         with pytest.raises(TypeError, match=r"is on a CUDA device and .* is not"):
             call()

@@ -21,6 +21,7 @@ BLOCK = 128  # threads where several rows share a block
 MIDDLE_BLOCK = 256  # up to so many threads a row gets with the middle number of vectors
 MOST_THREADS = 512
 SEGMENT_THREADS = 256
+TOTAL_THREADS = 1024  # of the block that adds the sums of all segments: the order depends on it
 COLUMNS, MOST_COLUMN_THREADS = 32, 512
 STRIDED_LANES = 4
 
@@ -69,9 +70,12 @@ def power_of_two(n):
     return 1 << max(0, n - 1).bit_length()
 
 
-def segments_launch(n, storage, aligned):
-    """How to do rows of n in which no element needs another: a launch, and a segment's length."""
-    vectors = VECTORS[storage][1]
+def segments_launch(n, storage, aligned, few=False):
+    """How to do rows of n in which no element needs another: a launch, and a segment's length.
+
+    ``few``: one vector a thread, for kernels that need many registers for every element.
+    """
+    vectors = VECTORS[storage][0 if few else 1]
     length = (SEGMENT_THREADS * vectors - 1) * lanes(storage)
     if n <= length:
         spanned = vectors_spanned(n, storage, aligned)

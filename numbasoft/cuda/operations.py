@@ -19,3 +19,8 @@ class Backward(NamedTuple):
     columns: Callable
     last: Callable
     product: bool  # whether the sum is over g * y, or over g
+
+
+class Elementwise(NamedTuple):
+    kernel: Callable  # no element needs another
+    few: bool  # whether it needs so many registers that a thread does a single vector

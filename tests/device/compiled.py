@@ -16,9 +16,11 @@ import pytest
 from numba import cuda
 from numba.cuda import dispatcher
 
-from numbasoft.cuda import copies, geometry, split
+from numbasoft.cuda import copies, geometry, reductions, split
+from numbasoft.ops.binary_cross_entropy import cuda as binary_cross_entropy
 from numbasoft.ops.log_softmax import cuda as log_softmax
 from numbasoft.ops.logsumexp import cuda as logsumexp
+from numbasoft.ops.sigmoid import cuda as sigmoid
 from numbasoft.ops.softmax import cuda as softmax
 
 ARCHITECTURES = [(8, 0), (9, 0), (10, 0), (12, 0)]
@@ -36,6 +38,18 @@ class Kernel:
         self.loads, self.stores = loads, stores
         room = factory.__module__.split(".")[-2]
         self.name = f"{room}.{factory.__name__}-{'-'.join(map(str, options))}"
+
+
+# Kernels that treat every element alike: how many arrays they read and write, and their further options.
+ELEMENTWISE = [
+    (sigmoid.FORWARD, 1, 1, ()),
+    (sigmoid.BACKWARD, 2, 1, ()),
+    (sigmoid.LOGIT, 1, 1, ()),
+    (binary_cross_entropy.FORWARD, 2, 1, (False,)),
+    (binary_cross_entropy.FORWARD, 2, 0, (True,)),
+    (binary_cross_entropy.BACKWARD, 3, 1, (None,)),
+    (binary_cross_entropy.BACKWARD, 2, 1, ("f4",)),
+]
 
 
 def kernels(storage):
@@ -81,6 +95,19 @@ def kernels(storage):
         options = *kinds, vectors, aligned, storage
         yield Kernel(logsumexp.backward, options, size, geometry.MOST_THREADS, vectors, vectors)
     yield Kernel(logsumexp.backward_columns, (*kinds, storage), "columns", geometry.MOST_COLUMN_THREADS)
+    for operation, inputs, stores, more in ELEMENTWISE:
+        held = (few,) if operation.few else (few, middle)
+        for vectors, aligned in itertools.product(held, (True, False)):
+            size = "few" if vectors == few and not operation.few else "middle"
+            options = *kinds, vectors, aligned, *more
+            most = geometry.MOST_THREADS
+            yield Kernel(operation.kernel, options, size, most, inputs * vectors, vectors * stores)
+    kind = "f8" if storage == "f8" else "f4"
+    yield Kernel(reductions.total, (kind, storage), "few", geometry.TOTAL_THREADS, 0, 0)
+    if kind == storage:
+        for aligned in True, False:
+            options = *kinds, middle, aligned
+            yield Kernel(reductions.sums, options, "middle", geometry.SEGMENT_THREADS, middle, 0)
 
 
 # Of the kernels of a storage type every so many is compiled by default; of float32 every other.
