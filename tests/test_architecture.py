@@ -288,9 +288,9 @@ PUBLIC = {
     "binary_cross_entropy": "(logits, target, *, pos_weight=1.0, reduction='mean', stream=None)",
     "binary_cross_entropy_backward": "(grad, logits, target, *, pos_weight=1.0, reduction='mean', out=None, "
     "stream=None)",
-    "kl_divergence": "(p_logits, q_logits, *, axis=-1, temperature=1.0, reduction='mean')",
+    "kl_divergence": "(p_logits, q_logits, *, axis=-1, temperature=1.0, reduction='mean', stream=None)",
     "kl_divergence_backward": "(grad, p_logits, q_logits, *, axis=-1, temperature=1.0, reduction='mean', "
-    "out=None)",
+    "out=None, stream=None)",
     "sigmoid": "(x, *, out=None, stream=None)",
     "sigmoid_backward": "(grad, y, *, out=None, stream=None)",
     "logit": "(p, *, out=None, stream=None)",

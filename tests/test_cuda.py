@@ -199,6 +199,8 @@ CALLS = {
     "logit": lambda a, **o: numbasoft.logit(a, **o),
     "binary_cross_entropy": lambda a, **o: numbasoft.binary_cross_entropy(a, a, **o),
     "binary_cross_entropy_backward": lambda a, **o: numbasoft.binary_cross_entropy_backward(a, a, a, **o),
+    "kl_divergence": lambda a, **o: numbasoft.kl_divergence(a, a, **o),
+    "kl_divergence_backward": lambda a, **o: numbasoft.kl_divergence_backward(a, a, a, **o),
 }
 
 
@@ -252,6 +254,8 @@ def test_mixed_homes(protocol):
         lambda: numbasoft.logit(here, out=there),
         lambda: numbasoft.binary_cross_entropy(there, here),
         lambda: numbasoft.binary_cross_entropy_backward(1.0, there, there),
+        lambda: numbasoft.kl_divergence(there, here),
+        lambda: numbasoft.kl_divergence_backward(1.0, there, there),
     ):
         with pytest.raises(TypeError, match=r"is on a CUDA device and .* is not"):
             call()

@@ -269,6 +269,11 @@ def arithmetic(kind):
         return select(a < tiny, lift, select(a > huge, 0.25, number(a, 1.0)))
 
     @jit.device
+    def unlift_for(a):
+        """1 / ``lift_for``, without a division."""
+        return select(a < tiny, 1.0 / lift, select(a > huge, 4.0, number(a, 1.0)))
+
+    @jit.device
     def top_of(a, scale):
         """A power of two that no term exceeds; a is the largest term, lifted twice by ``scale``."""
         return power_of_two_above((a * scale) * scale)
@@ -290,6 +295,6 @@ def arithmetic(kind):
     return SimpleNamespace(
         compute="f8" if kind == "f8" else "f4", largest=largest, log2_e=(log2_e, log2_e_rest), small=largest * tiny, shift_of=shift_of, shift_of_lse=shift_of_lse, exponential=exponential,
         sum_of=sum_of, pair_of=pair_of, reciprocal=reciprocal, log1p_of=log1p_of, log_of_sum=log_of_sum,
-        lift_for=lift_for, top_of=top_of, signed_sum_of=signed_sum_of, sum_below=sum_below,
+        lift_for=lift_for, unlift_for=unlift_for, top_of=top_of, signed_sum_of=signed_sum_of, sum_below=sum_below,
         tiny=tiny, lift=lift, log_of_quotient=log_of_quotient,
     )  # fmt: skip

@@ -16,6 +16,10 @@ VECTORS = {"f2": (1, 2, 4), "b2": (1, 2, 4), "f4": (1, 4, 8), "f8": (1, 4, 8)}
 PAIR_VECTORS = {"f2": (1, 2, 2), "b2": (1, 2, 2), "f4": (1, 4, 5), "f8": (1, 4, 5)}
 SEGMENT_VECTORS = {"f2": 4, "b2": 4, "f4": 8, "f8": 4}
 
+# Two rows and what two exponentials of each need; long ones piece by piece of a segment.
+HEAVY_VECTORS = {"f2": (1, 1, 2), "b2": (1, 1, 2), "f4": (1, 2, 4), "f8": (1, 2, 2)}
+PIECE_VECTORS = {"f2": 2, "b2": 2, "f4": 5, "f8": 4}
+
 WARP = 32
 BLOCK = 128  # threads where several rows share a block
 MIDDLE_BLOCK = 256  # up to so many threads a row gets with the middle number of vectors
@@ -50,10 +54,10 @@ def vectors_spanned(n, storage, aligned):
 
 
 @lru_cache(maxsize=1024)
-def rows_launch(n, storage, aligned, in_pairs=False):
+def rows_launch(n, storage, aligned, in_pairs=False, heavy=False):
     """How to do rows of n elements, or None where a row does not fit into the registers of a block."""
     spanned = vectors_spanned(n, storage, aligned)
-    few, middle, many = (PAIR_VECTORS if in_pairs else VECTORS)[storage]
+    few, middle, many = (HEAVY_VECTORS if heavy else PAIR_VECTORS if in_pairs else VECTORS)[storage]
     if spanned <= WARP * middle:
         vectors = few if spanned <= WARP else middle
         team = power_of_two(-(-spanned // vectors))
@@ -89,6 +93,11 @@ def segments_launch(n, storage, aligned, few=False):
 def segment_length(storage):
     """Elements of a segment of a long row: a multiple of 16 bytes that fits whatever its alignment."""
     return (SEGMENT_THREADS * SEGMENT_VECTORS[storage] - 1) * lanes(storage)
+
+
+def piece_length(storage):
+    """Elements of a piece of a segment."""
+    return (SEGMENT_THREADS * PIECE_VECTORS[storage] - 1) * lanes(storage)
 
 
 def segments_of(n, storage):

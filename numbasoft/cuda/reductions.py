@@ -93,7 +93,7 @@ def sums(storage, vectors, aligned):
 def total(kind, storage):
     """The sum of the segments' sums times a factor, as one number of a storage type."""
     a = arithmetic(kind)
-    lift_for, top_of, pair_of = a.lift_for, a.top_of, a.pair_of
+    lift_for, unlift_for, top_of, pair_of = a.lift_for, a.unlift_for, a.top_of, a.pair_of
     write = writer(storage)
     like = number_type(kind)
 
@@ -122,7 +122,7 @@ def total(kind, storage):
         while i < segments:
             largest = from_bits(m, read_cell(field(work, i, LARGEST)))
             own = lift_for(largest)
-            back = lift / own
+            back = lift * unlift_for(largest)
             scale = (top_of(largest, own) / top) * back * back
             parts = parts_of(read_cell(field(work, i, TOTAL)), read_cell(field(work, i, REST)))
             term, rest = pair_of(m, parts)
@@ -141,7 +141,7 @@ def total(kind, storage):
             half //= 2
 
         value = fma(s, factor, fma(s, factor_rest, lost * factor))
-        value = value * top / lift / lift
+        value = value * top * unlift_for(m) * unlift_for(m)
         if thread == 0:
             write(result, select(m < INFINITY, value, m))
 

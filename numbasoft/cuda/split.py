@@ -152,9 +152,9 @@ def maxima(storage, masked):
 
 
 @lru_cache
-def sums(storage, masked, others):
+def sums(storage, masked, others, gradient=False):
     """Loops 2 and 3: the sum of exp of every element after the shift, or of all but the maxima."""
-    a = arithmetic_of(storage)
+    a = arithmetic_of(storage, gradient)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
     load = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, -INFINITY)
     kept_of = keeper(storage, SEGMENT_VECTORS[storage])

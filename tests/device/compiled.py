@@ -18,6 +18,7 @@ from numba.cuda import dispatcher
 
 from numbasoft.cuda import copies, geometry, reductions, split
 from numbasoft.ops.binary_cross_entropy import cuda as binary_cross_entropy
+from numbasoft.ops.kl_divergence import cuda as kl_divergence
 from numbasoft.ops.log_softmax import cuda as log_softmax
 from numbasoft.ops.logsumexp import cuda as logsumexp
 from numbasoft.ops.sigmoid import cuda as sigmoid
@@ -102,6 +103,23 @@ def kernels(storage):
             options = *kinds, vectors, aligned, *more
             most = geometry.MOST_THREADS
             yield Kernel(operation.kernel, options, size, most, inputs * vectors, vectors * stores)
+    for vectors, aligned in itertools.product(sorted(set(geometry.HEAVY_VECTORS[storage])), (True, False)):
+        options = *kinds, vectors, aligned, storage
+        yield Kernel(kl_divergence.forward, options, "middle", geometry.MOST_THREADS, 2 * vectors, 0)
+    sizes = dict(zip(geometry.PAIR_VECTORS[storage], ("few", "middle", "many"), strict=True))
+    for vectors, size in sizes.items():
+        for aligned in True, False:
+            options = *kinds, vectors, aligned, storage
+            most = geometry.MOST_THREADS
+            yield Kernel(kl_divergence.backward, options, size, most, 2 * vectors, vectors)
+    for factory in kl_divergence.forward_columns, kl_divergence.backward_columns:
+        yield Kernel(factory, (*kinds, storage), "columns", geometry.MOST_COLUMN_THREADS)
+    held, most = geometry.PIECE_VECTORS[storage], geometry.SEGMENT_THREADS
+    for last in False, True:
+        yield Kernel(split.sums, (*kinds, False, last, True), "segments", most, n, 0)
+        yield Kernel(kl_divergence.terms, (*kinds, last), "segments", most, 2 * held, 0)
+    yield Kernel(kl_divergence.combine, (*kinds, storage), "segments", most, 0, 0)
+    yield Kernel(kl_divergence.backward_segments, (*kinds, storage), "segments", most, 2 * held, held)
     kind = "f8" if storage == "f8" else "f4"
     yield Kernel(reductions.total, (kind, storage), "few", geometry.TOTAL_THREADS, 0, 0)
     if kind == storage:

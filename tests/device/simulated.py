@@ -21,7 +21,7 @@ from oracle import BFLOAT16, DTYPES, check, limit
 from samples import BACKWARD, FAMILIES, FORWARD, sample
 
 import numbasoft
-from numbasoft.cuda import calls, copies, device, elementwise, geometry, literal, reductions
+from numbasoft.cuda import calls, copies, device, divergence, elementwise, geometry, literal, reductions
 from numbasoft.cuda.elementary import arithmetic
 
 nan, inf = np.nan, np.inf
@@ -39,6 +39,8 @@ def forget():
         steps.cache_clear()
     elementwise.steps_of.cache_clear()
     elementwise.binary_sum_steps.cache_clear()
+    for steps in divergence.forward_steps, divergence.backward_steps, divergence.mean_steps:
+        steps.cache_clear()
     calls.REPEATED.clear()
 
 
@@ -46,7 +48,7 @@ def forget():
 def one_thread(monkeypatch):
     """Whole rows for single threads."""
 
-    def rows_launch(n, storage, aligned, in_pairs=False):
+    def rows_launch(n, storage, aligned, in_pairs=False, heavy=False):
         return geometry.Rows(max(1, geometry.vectors_spanned(n, storage, aligned)), 1, 1)
 
     monkeypatch.setattr(geometry, "rows_launch", rows_launch)
@@ -839,6 +841,184 @@ BAD_ELEMENTS = {
 @pytest.mark.parametrize("case", BAD_ELEMENTS)
 def test_errors_of_elements_come_before_any_launch(case, monkeypatch):
     make, error, sentence = BAD_ELEMENTS[case]
+    x = there(np.ones((2, 3)))
+    monkeypatch.setattr(calls, "run", None)
+    with pytest.raises(error, match=sentence) as caught:
+        make(x)
+    assert "\n" not in str(caught.value)
+
+
+# --- divergences -------------------------------------------------------------------------------------------
+
+LOGITS_OF_TWO = {
+    "random": lambda rng, n: rng.normal(0, 3, (2, 3, n)),
+    "wide": lambda rng, n: rng.normal(0, 30, (2, 3, n)),
+    "offset": lambda rng, n: np.array([1e4, -1e3])[:, None, None] + rng.normal(0, 5, (2, 3, n)),
+    "near": lambda rng, n: rng.normal(0, 3, (3, n)) + rng.normal(0, 0.01, (2, 1, n)),
+    "confident": lambda rng, n: rng.normal(0, 1, (2, 3, n)) + 60 * (np.arange(n) == 1),
+}
+
+
+@pytest.mark.parametrize("family", LOGITS_OF_TWO)
+@by_dtype
+def test_divergences(dtype, family, rng, one_thread, many_digits):
+    # the forward pass is right where p and q are near each other, which is where a sum of p log(p / q) is not
+    for temperature in 1.0, 0.7:
+        x, y = LOGITS_OF_TWO[family](rng, 40).astype(DTYPES[dtype])
+        pairs = elements_oracle.kl_divergence(x, y, temperature)
+        got = call("kl_divergence", x, y, temperature=temperature, reduction="none")
+        limit = 0.51 if dtype in ("float16", "bfloat16") else 4
+        assert ulps(got, [(v, v) for v, _ in pairs]) < limit, temperature
+        mean = sum(v for v, _ in pairs) / 3
+        assert ulps(call("kl_divergence", x, y, temperature=temperature), [(mean, mean)]) < limit
+        g = rng.standard_normal(3).astype(x.dtype)
+        pairs = elements_oracle.kl_divergence_backward(g, x, y, temperature)
+        got = call("kl_divergence_backward", g, x, y, temperature=temperature, reduction="none")
+        assert ulps(got, pairs) < bound(dtype, False)
+
+
+@pytest.mark.parametrize("temperature", [1e-35, 1e35])
+def test_divergences_at_extreme_temperatures(temperature, rng, one_thread):
+    x, y = (temperature * rng.normal(0, 2, (2, 3, 20)).clip(-3, 3)).astype("f4")
+    wanted = numbasoft.kl_divergence(x, y, temperature=temperature, reduction="none")
+    got = call("kl_divergence", x, y, temperature=temperature, reduction="none")
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    wanted = numbasoft.kl_divergence_backward(1.0, x, y, temperature=temperature)
+    got = call("kl_divergence_backward", np.float32(1), x, y, temperature=temperature)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7 * abs(wanted).max())
+
+
+@by_dtype
+def test_divergences_of_special_rows(dtype, one_thread):
+    rows = [
+        ([0, -inf, 1], [0, -inf, 1], 0), ([0, 1, 2], [0, -inf, 2], inf), ([0, nan, 1], [0, 1, 1], nan),
+        ([0, 1, 2], [0, inf, 2], nan), ([0, 1, 2], [-inf] * 3, nan), ([-inf] * 3, [0, 1, 2], nan),
+        ([inf, 0, 1], [0, 1, 2], nan), ([0, 1, -inf], [0, 1, inf], nan), ([0, 1, 2], [nan, 1, 2], nan),
+        ([1, 2, 3], [1, 2, 3], 0), ([5, 5, -inf], [5, 5, 5], np.log(1.5)),
+    ]  # fmt: skip
+    x, y = (np.array([row[i] for row in rows]).astype(DTYPES[dtype]) for i in (0, 1))
+    for axis in -1, 0:
+        given = (x, y) if axis else (np.ascontiguousarray(x.T), np.ascontiguousarray(y.T))
+        got = call("kl_divergence", *given, axis=axis, reduction="none").astype(float)
+        np.testing.assert_allclose(got, [row[2] for row in rows], rtol=1e-2, atol=0)
+        grad = np.ones(len(rows)).astype(x.dtype)
+        dy = call("kl_divergence_backward", grad, *given, axis=axis, reduction="none").astype(float)
+        dy = dy if axis else dy.T
+        for row, slope in zip(rows, dy, strict=True):
+            assert np.isnan(slope).all() if np.isnan(row[2]) else np.isfinite(slope).all()
+        assert not dy[0].any() and not dy[9].any()
+
+
+@pytest.mark.parametrize(("dtype", "n"), [("float32", 13), ("bfloat16", 21)])
+def test_the_bits_of_a_divergence_depend_on_the_row_alone(dtype, n, rng, monkeypatch):
+    from numbasoft.cuda import split
+    from numbasoft.ops.kl_divergence import cuda as kl
+
+    monkeypatch.setattr(geometry, "BLOCK", 32)
+    monkeypatch.setattr(geometry, "column_threads", lambda n: 2 * geometry.COLUMNS)
+    monkeypatch.setattr(copies, "THREADS", 16)
+    forget()
+    x, y = rng.normal(0, 3, (2, 2, n)).astype(DTYPES[dtype])
+    g = rng.standard_normal(2).astype(x.dtype)
+
+    def both(x, y, g, axis=-1):
+        chosen = dict(axis=axis, reduction="none", temperature=0.7)
+        back = call("kl_divergence_backward", g, x, y, **chosen)
+        divergence = call("kl_divergence", x, y, **chosen)
+        return divergence.tobytes(), np.ascontiguousarray(back if axis else back.T).tobytes()
+
+    whole = both(x, y, g)
+    np.testing.assert_allclose(
+        np.frombuffer(whole[0], x.dtype).astype(float),
+        numbasoft.kl_divergence(x, y, temperature=0.7, reduction="none").astype(float),
+        rtol=1e-2 if dtype == "bfloat16" else 1e-6,
+    )
+    assert both(*(np.ascontiguousarray(a.T) for a in (x, y)), g, 0) == whole, "columns"
+    memory = [np.zeros(a.size + 1, a.dtype) for a in (x, y)]
+    for m, a in zip(memory, (x, y), strict=True):
+        m[1:] = a.ravel()
+    assert both(memory[0][1:].reshape(x.shape), y, g) == whole, "unaligned"
+    alone = tuple(part[len(part) // 2 :] for part in whole)
+    assert both(x[1:].copy(), y[1:].copy(), g[1:].copy()) == alone
+    with monkeypatch.context() as patch:
+        patch.setattr(geometry, "SEGMENT_THREADS", 32)
+        patch.setattr(geometry, "rows_launch", lambda *a, **o: None)
+        patch.setattr(split, "segment_length", lambda storage: 2 * geometry.lanes(storage))
+        patch.setattr(kl, "segment_length", lambda storage: 2 * geometry.lanes(storage))
+        patch.setattr(geometry, "segment_length", lambda storage: 2 * geometry.lanes(storage))
+        patch.setattr(kl, "piece_length", lambda storage: geometry.lanes(storage))
+        clear(split, kl)
+        assert both(x, y, g) == whole, "segments"
+    clear(split, kl)
+
+
+def clear(*modules):
+    """Forget the kernels of these modules and all launches."""
+    for module in modules:
+        for factory in vars(module).values():
+            getattr(factory, "cache_clear", lambda: None)()
+    calls.compiled.cache_clear()
+    forget()
+
+
+def test_divergences_in_any_layout(rng, one_thread):
+    x, y = rng.normal(0, 3, (2, 4, 2, 6))
+    for view in "transposed", "every other element", "part":
+        a, b = VIEWS[view](x), VIEWS[view](y)
+        for axis in 1, -1:
+            wanted = numbasoft.kl_divergence(a, b, axis=axis, reduction="none")
+            got = call("kl_divergence", a, b, axis=axis, reduction="none")
+            np.testing.assert_allclose(got, wanted, rtol=1e-12)
+            g = np.asarray(rng.normal(size=wanted.shape))
+            wanted = numbasoft.kl_divergence_backward(g, a, b, axis=axis, reduction="none")
+            got = call(
+                "kl_divergence_backward", g.astype("f4").astype("f8"), a, b, axis=axis, reduction="none"
+            )
+            np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-9)
+    for reduction in "mean", "sum":
+        wanted = numbasoft.kl_divergence(x, y, axis=1, reduction=reduction)
+        np.testing.assert_allclose(
+            call("kl_divergence", x, y, axis=1, reduction=reduction), wanted, rtol=1e-13
+        )
+        wanted = numbasoft.kl_divergence_backward(0.5, x, y, axis=1, reduction=reduction)
+        got = call("kl_divergence_backward", np.float16(0.5), x, y, axis=1, reduction=reduction)
+        np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-15)
+    d = there(y.copy())
+    assert numbasoft.kl_divergence_backward(there(np.ones(())), there(x), d, out=d) is d
+    np.testing.assert_allclose(here(d), numbasoft.kl_divergence_backward(1.0, x, y), rtol=1e-12, atol=1e-15)
+    got = call("kl_divergence", np.arange(6).reshape(2, 3), np.ones((2, 3), int))
+    np.testing.assert_allclose(got, numbasoft.kl_divergence(np.arange(6).reshape(2, 3), np.ones((2, 3), int)))
+    empty = np.zeros((0, 3))
+    assert call("kl_divergence", empty, empty) == 0
+    assert call("kl_divergence", empty, empty, reduction="none").shape == (0,)
+    assert call("kl_divergence_backward", np.float64(1), empty, empty).shape == (0, 3)
+
+
+def test_real_launches_of_divergences(rng):
+    # by a warp, and by several warps that meet in shared memory
+    for n in 3, 40, 300:
+        x, y = rng.normal(0, 3, (2, 1, n)).astype("f4")
+        got = call("kl_divergence", x, y, reduction="none")
+        np.testing.assert_allclose(got, numbasoft.kl_divergence(x, y, reduction="none"), rtol=1e-6)
+        got = call("kl_divergence_backward", np.ones(1, "f4"), x, y, reduction="none")
+        np.testing.assert_allclose(got, numbasoft.kl_divergence_backward(1.0, x, y), rtol=1e-5, atol=1e-7)
+
+
+BAD_DIVERGENCES = {
+    "q's shape": (lambda x: numbasoft.kl_divergence(x, x[:1]), ValueError, "q_logits has shape"),
+    "q's dtype": (lambda x: numbasoft.kl_divergence(x, there(np.ones((2, 3), "f4"))), TypeError, "q_logits has dtype float32"),
+    "no classes": (lambda x: numbasoft.kl_divergence(x[:, :0], x[:, :0]), ValueError, "at least one class"),
+    "axis": (lambda x: numbasoft.kl_divergence(x, x, axis=(0, 1)), TypeError, "axis is"),
+    "temperature": (lambda x: numbasoft.kl_divergence(x, x, temperature=0), ValueError, "temperature is 0"),
+    "reduction": (lambda x: numbasoft.kl_divergence(x, x, reduction="batchmean"), ValueError, "reduction is"),
+    "grad": (lambda x: numbasoft.kl_divergence_backward(x, x, x), ValueError, "grad has shape"),
+    "out": (lambda x: numbasoft.kl_divergence_backward(there(np.ones(())), x, there(np.ones((2, 3))), out=x), ValueError, "out shares memory with p_logits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_DIVERGENCES)
+def test_errors_of_divergences_come_before_any_launch(case, monkeypatch):
+    make, error, sentence = BAD_DIVERGENCES[case]
     x = there(np.ones((2, 3)))
     monkeypatch.setattr(calls, "run", None)
     with pytest.raises(error, match=sentence) as caught:
