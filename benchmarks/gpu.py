@@ -25,6 +25,7 @@ WIDTHS = [64, 256, 1000, 1003, 1024, 4096, 16_384, 50_257, 65_536, 262_144]
 SHAPES = [(min(32_768, MOST_BYTES // 4 // n), n) for n in WIDTHS] + [(8, 262_144), (256, 1000)]
 FUNCTIONS = {
     "softmax": 2, "log_softmax": 2, "softmax_backward": 3, "log_softmax_backward": 3, "logsumexp": 1,
+    "sigmoid": 2, "binary_cross_entropy": 2, "kl_divergence": 2,
 }  # fmt: skip
 DTYPES = ["bfloat16", "float32", "float16", "float64"]
 
@@ -42,6 +43,9 @@ def libraries():
         "logsumexp": lambda x: torch.logsumexp(x, -1),
         "softmax_backward": lambda g, y: torch.ops.aten._softmax_backward_data(g, y, -1, y.dtype),
         "log_softmax_backward": lambda g, y: torch.ops.aten._log_softmax_backward_data(g, y, -1, y.dtype),
+        "sigmoid": torch.sigmoid,
+        "binary_cross_entropy": torch.nn.functional.binary_cross_entropy_with_logits,
+        "kl_divergence": divergence,
     }
     if find_spec("cupy") and find_spec("scipy"):
         import cupy
@@ -54,6 +58,13 @@ def libraries():
     if find_spec("triton"):
         result["Triton"] = {"softmax": triton_softmax()}
     return result
+
+
+def divergence(x, y):
+    import torch
+
+    p, q = torch.log_softmax(x, -1), torch.log_softmax(y, -1)
+    return torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
 
 
 def triton_softmax():
@@ -86,6 +97,9 @@ def arguments(name, rows, n, dtype, generator):
     import torch
 
     x = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
+    if name in ("binary_cross_entropy", "kl_divergence"):
+        other = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
+        return x, torch.sigmoid(other) if name == "binary_cross_entropy" else other
     if not name.endswith("_backward"):
         return (x,)
     y = torch.softmax(x, -1) if name.startswith("softmax") else torch.log_softmax(x, -1)
@@ -93,9 +107,16 @@ def arguments(name, rows, n, dtype, generator):
 
 
 def expected(name, given):
-    """The first rows in float64, by PyTorch."""
+    """The first rows in float64, or one number, by PyTorch."""
     import torch
 
+    if name == "binary_cross_entropy":  # in blocks: float64 of all would not fit beside the rest
+        parts = zip(*(a.split(1024) for a in given), strict=True)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits
+        return sum(loss(x.double(), t.double(), reduction="sum") for x, t in parts) / given[0].numel()
+    if name == "kl_divergence":
+        parts = zip(*(a.split(1024) for a in given), strict=True)
+        return sum(divergence(x.double(), y.double()) * len(x) for x, y in parts) / len(given[0])
     rows = [a[:4].double() for a in given]
     if name == "softmax_backward":
         g, y = rows
@@ -103,6 +124,8 @@ def expected(name, given):
     if name == "log_softmax_backward":
         g, y = rows
         return g - y.exp() * g.sum(-1, keepdim=True)
+    if name == "sigmoid":
+        return torch.sigmoid(rows[0])
     return getattr(torch, name)(rows[0], -1)
 
 
@@ -112,6 +135,8 @@ def is_right(name, given, got):
     got = torch.as_tensor(got) if isinstance(got, torch.Tensor) else torch.from_dlpack(got)
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
     want = expected(name, given)
+    if not want.ndim:
+        return bool((got.double() - want).abs() <= tolerance[given[0].dtype] * want.abs())
     allowed = tolerance[given[0].dtype] * want.abs().clamp_min(want.abs().amax(-1, keepdim=True) * 1e-3)
     return bool(((got[:4].double() - want).abs() <= allowed + 1e-30).all())
 

@@ -65,7 +65,7 @@ def kl_divergence(
     numpy.ndarray
         One number, or for "none" one per row, not negative; within some ULP of the largest
         term. A class of probability 0 under p does not count; one that only q rules out gives
-        +inf.
+        +inf. On a CUDA device within 4 ULP of the result itself, also where p and q are near each other.
 
     Raises
     ------
