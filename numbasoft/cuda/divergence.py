@@ -88,7 +88,8 @@ def forward_steps(operation, storage, of_result, numbers, where_from, aligned, o
     ]
     terms, combine = operation.last
     arguments = x, x_pitch, y, y_pitch, n, segments, *numbers, of_x, of_y, work
-    steps += [one(terms, (storage, last), blocks, threads, threads, *arguments) for last in (False, True)]
+    most = geometry.MOST_THREADS  # holds registers to 128, beyond which ptxas takes 250 for sm_100
+    steps += [one(terms, (storage, last), blocks, threads, most, *arguments) for last in (False, True)]
     arguments = segments, 0.0, work, result, pitch
     steps.append(one(combine, (storage, of_result), rows, threads, threads, *arguments))
     return Prepared(tuple(steps), 3 * blocks * split.FIELDS)
@@ -125,7 +126,7 @@ def backward_steps(operation, storage, of_grad, numbers, where_from, aligned, or
     steps = (
         *segment_sums(one, x, x_pitch, of_x, storage, blocks, n, segments, scale, False),
         *segment_sums(one, y, y_pitch, of_y, storage, blocks, n, segments, scale, False),
-        one(operation.last, (storage, of_grad), blocks, threads, threads, *arguments),
+        one(operation.last, (storage, of_grad), blocks, threads, geometry.MOST_THREADS, *arguments),
     )
     return Prepared(steps, 3 * blocks * split.FIELDS)
 

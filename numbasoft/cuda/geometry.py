@@ -18,7 +18,7 @@ SEGMENT_VECTORS = {"f2": 4, "b2": 4, "f4": 8, "f8": 4}
 
 # Two rows and what two exponentials of each need; long ones piece by piece of a segment.
 HEAVY_VECTORS = {"f2": (1, 1, 2), "b2": (1, 1, 2), "f4": (1, 2, 4), "f8": (1, 2, 2)}
-PIECE_VECTORS = {"f2": 2, "b2": 2, "f4": 5, "f8": 4}
+PIECE_VECTORS = {"f2": 1, "b2": 1, "f4": 3, "f8": 2}
 
 WARP = 32
 BLOCK = 128  # threads where several rows share a block

@@ -117,8 +117,10 @@ def kernels(storage):
     held, most = geometry.PIECE_VECTORS[storage], geometry.SEGMENT_THREADS
     for last in False, True:
         yield Kernel(split.sums, (*kinds, False, last, True), "segments", most, n, 0)
-        yield Kernel(kl_divergence.terms, (*kinds, last), "segments", most, 2 * held, 0)
+        options = *kinds, last
+        yield Kernel(kl_divergence.terms, options, "segments", geometry.MOST_THREADS, 2 * held, 0)
     yield Kernel(kl_divergence.combine, (*kinds, storage), "segments", most, 0, 0)
+    most = geometry.MOST_THREADS
     yield Kernel(kl_divergence.backward_segments, (*kinds, storage), "segments", most, 2 * held, held)
     kind = "f8" if storage == "f8" else "f4"
     yield Kernel(reductions.total, (kind, storage), "few", geometry.TOTAL_THREADS, 0, 0)
