@@ -312,3 +312,24 @@ def test_signatures(name):
         return_annotation=inspect.Signature.empty,
     )
     assert str(bare) == PUBLIC[name]
+
+
+def test_importing_the_benchmarks_starts_no_threads():
+    # asv forks a process that has imported them, and Numba's threads do not survive that
+    code = """
+import importlib, pkgutil
+import benchmarks
+from numba.np.ufunc import parallel
+for module in pkgutil.iter_modules(benchmarks.__path__):
+    if module.name != "compare" and not module.name.startswith("gpu"):
+        importlib.import_module("benchmarks." + module.name)
+print(parallel._is_initialized)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "False\n"
