@@ -1,5 +1,6 @@
 """Binary cross-entropy, sigmoid, logit and the divergence: against mpmath, PyTorch and SciPy, and bad input."""
 
+import elements_oracle
 import mpmath
 import numpy as np
 import pytest
@@ -152,6 +153,19 @@ def test_the_divergence_of_special_rows(rng):
     place = y.copy()
     assert numbasoft.kl_divergence_backward(1.0, x, place, out=place) is place
     np.testing.assert_array_equal(place, numbasoft.kl_divergence_backward(1.0, x, y))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("apart", [30.0, 1.0, 1e-3, 1e-7, 1e-11])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_divergence_of_rows_near_and_far_apart(dtype, apart, temperature, rng):
+    # in ULP of the result itself: its terms of both signs all but cancel where the rows are near
+    for spread, offset in ((0.1, 0.0), (3.0, 0.0), (30.0, 1e4)):
+        x = (offset + rng.normal(0, spread, (4, 50))).astype(dtype)
+        y = (x + rng.normal(0, apart, x.shape)).astype(dtype)
+        got = numbasoft.kl_divergence(x, y, temperature=temperature, reduction="none")
+        exact = [(v, v) for v, _ in elements_oracle.kl_divergence(x, y, temperature)]
+        assert elements_oracle.ulps(got, exact) < 4
 
 
 def test_layouts_and_reproducibility(rng):

@@ -30,8 +30,9 @@ def bound(prepared, known):
     steps = []
     for one in prepared.steps:
         arguments = list(one.arguments)
-        for place, index in one.slots:
-            arguments[place] = known.get(index, arguments[place])
+        for place, index, offset in one.slots:
+            if index in known:
+                arguments[place] = known[index] + offset
         slots = tuple(s for s in one.slots if s[1] not in known)
         steps.append(one._replace(arguments=tuple(arguments), slots=slots))
     return Prepared(tuple(steps), 0)

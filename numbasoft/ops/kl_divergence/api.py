@@ -63,9 +63,9 @@ def kl_divergence(
     Returns
     -------
     numpy.ndarray
-        One number, or for "none" one per row, not negative; within some ULP of the largest
-        term. A class of probability 0 under p does not count; one that only q rules out gives
-        +inf. On a CUDA device within 4 ULP of the result itself, also where p and q are near each other.
+        One number, or for "none" one per row, not negative; within 4 ULP of itself, also where
+        p and q are nearly equal and its terms all but cancel. A class of probability 0 under p
+        does not count; one that only q rules out gives +inf.
 
     Raises
     ------
