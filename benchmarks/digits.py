@@ -6,6 +6,7 @@ prints the calibration on others before and after; with a FOLDER it draws the re
 """
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,9 @@ def main():
         "folder", nargs="?", type=Path, help="where to draw reliability.svg (needs matplotlib)"
     )
     chosen = parser.parse_args()
+    for module, needed in ("sklearn", True), ("matplotlib", chosen.folder):
+        if needed and importlib.util.find_spec(module) is None:
+            parser.error(f"needs {module}, which is not installed: pip install '.[test,plot]'")
     rows, logits, answers = study()
     print(table(rows))
     if chosen.folder:

@@ -6,6 +6,7 @@ Needs numba-cuda and a C compiler.
 """
 
 import ctypes
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -99,6 +100,8 @@ def main():
         warnings.simplefilter("ignore")
         measure()
         return
+    if importlib.util.find_spec("numba_cuda") is None:
+        sys.exit("benchmarks.gpu_host: numba-cuda is not installed: pip install '.[cuda]'")
     if compiler() is None:
         sys.exit("benchmarks.gpu_host: no C compiler to build the stand-in for the driver with")
     with tempfile.TemporaryDirectory() as folder:

@@ -262,11 +262,11 @@ def near_part_of_lse(lse, temperature, c, most):
 
     That is 1, or infinity where the difference is so large that c alone decides.
     """
-    rest = fma(lse, temperature, 0.0 - c)
+    is_near = c == 0.0
+    rest = select(is_near, 0.0, fma(lse, temperature, 0.0 - c))
     is_beyond = maximum(rest, 0.0 - rest) > most * 2.0**-20
     near = rest / temperature
     lost = fma(near, -temperature, rest) / temperature
-    is_near = c == 0.0
     near, lost = select(is_near, lse, near), select(is_near, 0.0, lost)
     infinite = select(is_beyond, splat(lse, np.inf), 1.0)
     return select(is_beyond, 0.0, near), select(is_beyond, 0.0, lost), infinite

@@ -12,7 +12,7 @@ from .tiles import TILE
 # Below this many elements starting the threads costs more than they gain.
 PARALLEL = 1 << 15
 
-# ... and below this sharing rows costs more: threads wait for each other three times.
+# ... and below this sharing rows costs more: threads wait for each other between the loops.
 SHARED = 3 << 15
 
 # 16-bit rows longer than this get no room for their exponentials: those are computed twice.

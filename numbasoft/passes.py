@@ -355,6 +355,24 @@ def row_sum(a, a_at, b, b_at, n, factor):
     return total, lost
 
 
+def nothing_kept(x, mask, mask_at, n):
+    """Whether a mask keeps nothing of n elements."""
+
+
+@overload(nothing_kept, **INLINE)
+def nothing_kept_by_type(x, mask, mask_at, n):
+    if mask == types.none:
+        return lambda x, mask, mask_at, n: False
+
+    def body(x, mask, mask_at, n):
+        for j in range(0, n, lanes(x)):
+            if any_kept_of(x, mask, mask_at + j, n - j):
+                return False
+        return True
+
+    return body
+
+
 def filled_if_empty(x, mask, mask_at, n, m, y, at, count, value):
     """Whether a mask keeps nothing of a row whose maximum is m; then count elements of y get a value."""
 
@@ -367,12 +385,9 @@ def filled_if_empty_by_type(x, mask, mask_at, n, m, y, at, count, value):
 
 
 def fill_if_empty(x, mask, mask_at, n, m, y, at, count, value):
-    if m != -np.inf:
+    if m != -np.inf or not nothing_kept(x, mask, mask_at, n):
         return False
     w = lanes(y)
-    for j in range(0, n, w):
-        if any_kept_of(x, mask, mask_at + j, n - j):
-            return False
     v = filled(y, value)
     j = 0
     while j + w <= count:

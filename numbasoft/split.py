@@ -12,6 +12,7 @@ import numpy as np
 from .elementary import shift_of
 from .jit import inline
 from .passes import (
+    nothing_kept,
     row_maximum,
     segment_exponentials,
     segment_length,
@@ -20,7 +21,7 @@ from .passes import (
 )
 from .summation import sum_joined
 from .tiles import ROWS, first_lanes, log_of_others, logarithms_of_sums
-from .vector import add_atomically, filled, load_atomically, row_at, stack_array
+from .vector import add_atomically, filled, load_atomically, row_at, spin, stack_array
 
 STEPS = 4
 APART = 16  # int64 between two counters, which else were in one line of the caches
@@ -44,6 +45,12 @@ def place(unit, n):
 def counter(step, k, blocks):
     """Where the turns of a step are counted: k is a share of the segments, or ``blocks`` for those done."""
     return (step * (blocks + 1) + k) * APART
+
+
+@inline
+def blocks_of(turns, blocks):
+    """As many as are asked for, and have counters."""
+    return min(blocks, turns.size // (STEPS * APART) - 1)
 
 
 @inline
@@ -71,7 +78,7 @@ def wait(turns, step, blocks, done, units):
     """Until all segments of a step are done, of which ``done`` are this thread's."""
     add_atomically(turns, counter(step, blocks, blocks), done)
     while load_atomically(turns, counter(step, blocks, blocks)) < units:
-        pass
+        spin()
 
 
 @inline
@@ -93,21 +100,32 @@ def row_total(x, sums, first, n):
 @inline
 def maximum_of_row(maxima, i, n):
     """The maximum of row i from those of its segments."""
-    segments = segment_count(n)
-    m = maxima[i * segments]
-    for unit in range(i * segments + 1, (i + 1) * segments):
-        m = max(m, maxima[unit])
+    m = -np.inf
+    for unit in range(i * segment_count(n), (i + 1) * segment_count(n)):
+        if maxima[unit] > m:
+            m = maxima[unit]
     return m
 
 
 @inline
+def keeps_nothing(maxima, i, n):
+    """Whether a mask keeps nothing of row i."""
+    for unit in range(i * segment_count(n), (i + 1) * segment_count(n)):
+        if maxima[unit] == maxima[unit]:
+            return False
+    return True
+
+
+@inline
 def shared_maxima(x, mask, maxima, turns, block, blocks):
-    """Loop 1: the maximum of every segment."""
+    """Loop 1: the maximum of every segment, NaN for one of which a mask keeps nothing."""
     done = 0
     unit = next_unit(turns, 0, block, blocks, maxima.size)
     while unit < maxima.size:
         i, first, count = place(unit, x.shape[1])
-        maxima[unit] = row_maximum(x, row_at(x, i) + first, mask, row_at(mask, i) + first, count)
+        m = row_maximum(x, row_at(x, i) + first, mask, row_at(mask, i) + first, count)
+        is_empty = m == -np.inf and nothing_kept(x, mask, row_at(mask, i) + first, count)
+        maxima[unit] = np.nan if is_empty else m
         done += 1
         unit = next_unit(turns, 0, block, blocks, maxima.size)
     wait(turns, 0, blocks, done, maxima.size)

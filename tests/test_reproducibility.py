@@ -230,6 +230,9 @@ def test_the_thread_mask(name, rows, n, masked, rng, restored_threads):
 
 DIGESTS = """
 import hashlib, json, sys
+from numbasoft import jit
+if len(sys.argv) > 2:  # more threads than cores
+    jit.processors = lambda: int(sys.argv[2])
 sys.path.insert(0, sys.argv[1])
 from test_reproducibility import digests
 print(json.dumps(digests()))
@@ -254,12 +257,13 @@ def digests():
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_processes_with_other_numbers_of_threads(threads):
-    # more threads than cores too: a split by the number of threads would show here on every machine
+    # more threads than cores too: a split by their number would show here on every machine, and threads
+    # that share a row wait for each other where they take turns on a core
     environment = dict(os.environ, NUMBA_NUM_THREADS=str(threads))
     package = str(Path(numbasoft.__file__).parents[1])
     environment["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [environment.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-c", DIGESTS, str(Path(__file__).parent)],
+        [sys.executable, "-c", DIGESTS, str(Path(__file__).parent), str(threads)],
         capture_output=True,
         text=True,
         env=environment,

@@ -295,6 +295,18 @@ def load_atomically(typingctx, array, i):
 
 
 @intrinsic
+def spin(typingctx):
+    """Tell the processor that this thread waits for another's store."""
+
+    def lower(context, builder, sig, args):
+        if builder.module.triple.startswith(("x86_64", "i386", "i686")):
+            call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
+        return context.get_dummy_value()
+
+    return types.void(), lower
+
+
+@intrinsic
 def prefetch(typingctx, array, offset):
     """Ask for the cache line of an element to be read soon; outside the array it does no harm."""
     return prefetching(array, 0)

@@ -20,6 +20,8 @@ from ...passes import (
     without_c,
 )
 from ...split import (
+    blocks_of,
+    keeps_nothing,
     logarithm_of_row,
     next_unit,
     place,
@@ -182,12 +184,15 @@ def subtract_segment(x, mask, maxima, sums, others, inverse, unit, y):
     i, first, count = place(unit, n)
     maximum, logarithm = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     one, two = stack_array(x, ROWS), stack_array(x, ROWS)
+    at, mask_at, y_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(y, i) + first
+    if keeps_nothing(maxima, i, n) and filled_if_empty(
+        x, mask, mask_at, count, -np.inf, y, y_at, count, -np.inf
+    ):
+        return
     m, log = logarithm_of_row(x, maxima, sums, others, i)
     maximum[0], logarithm[0] = m, log if m < np.inf else np.nan
     subtracted(maximum, logarithm, 1, inverse, one, two)
-    at, mask_at, y_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(y, i) + first
-    if not filled_if_empty(x, mask, row_at(mask, i), n, m, y, y_at, count, -np.inf):
-        subtract_row(x, at, mask, mask_at, count, m, inverse, (one[0], two[0]), y, y_at)
+    subtract_row(x, at, mask, mask_at, count, m, inverse, (one[0], two[0]), y, y_at)
 
 
 @kernel
@@ -198,6 +203,7 @@ def shared(x, mask, high, low, inverse_high, inverse_low, maxima, sums, others, 
 
 @parallel_kernel
 def shared_parallel(x, mask, high, low, inverse_high, inverse_low, maxima, sums, others, turns, y, blocks):
+    blocks = blocks_of(turns, blocks)
     for b in prange(blocks):
         shared_rows(
             x,
@@ -280,7 +286,7 @@ def factors_32(like, total, size, is_root, inverse):
 
 
 def factors_64(like, total, size, is_root, inverse):
-    # no step may overflow, nor be a subnormal that a later one enlarges
+    # no step may overflow, nor be a subnormal that a later one enlarges, for T from 1e-140 to 1e140
     if is_root:
         s, unit = size * SMALLER / largest(like), 1.0 / SMALLER / largest(like)
     else:
@@ -290,7 +296,7 @@ def factors_64(like, total, size, is_root, inverse):
     high = t * inverse[0]
     low = fma(t, inverse[0], 0.0 - high) + fma(t, inverse[1], filled(like, total[1] * s * inverse[0]))
     zero = filled(like, 0.0)
-    low = select(low == low, low, zero)  # NaN beside an infinite sum
+    low = select(maximum(low, 0.0 - low) < np.inf, low, zero)
     # where g / T might overflow, though the difference does not, all is done a power of two smaller
     exponent = min(math.frexp(inverse[0])[1], 1000) if inverse[0] > 1.0 else 0
     ends = (1.0 if exponent > 0 else np.inf), 2.0**-exponent, 2.0**exponent
@@ -342,7 +348,7 @@ def divided_64(g, v, e, total, is_divided):
     p = e * unit
     high = fma(e, a0, b0)
     low = fma(e, a1, b1) + fma(e, a0, b0 - high)
-    low = select(low == low, low, 0.0)  # NaN beside an infinite sum
+    low = select(maximum(low, 0.0 - low) < np.inf, low, 0.0)
     d = fma(p, 0.0 - high * size, g * (size * inverse)) - p * (low * size)
     return select(v == -np.inf, 0.0, select(is_large, d * up, d))
 

@@ -8,6 +8,7 @@ from ...elementary import coefficients, exponential, largest, shift_of_lse, two_
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import row_exponentials, row_maximum, row_others
 from ...split import (
+    blocks_of,
     logarithm_of_row,
     place,
     segment_count,
@@ -159,6 +160,7 @@ def shared(x, mask, high, low, inverse_high, inverse_low, maxima, sums, others, 
 
 @parallel_kernel
 def shared_parallel(x, mask, high, low, inverse_high, inverse_low, maxima, sums, others, turns, lse, blocks):
+    blocks = blocks_of(turns, blocks)
     for b in prange(blocks):
         shared_rows(
             x,
@@ -197,12 +199,12 @@ def backward_rows(
 def gradients_of(g, x, at, n, lse, high, low, temperature, dx, dx_at):
     """g * exp(x / T - lse) / T over a row or a segment of it."""
     # A probability too small for a float may matter beside a large g: then its root is squared.
-    is_root = abs(g) > LARGE
+    inverse = 1.0 / temperature
+    is_root = abs(g) * max(inverse, 1.0) > LARGE
     part = 0.5 if is_root else 1.0
     s = shift_of_lse(filled(x, lse * part), temperature / part, high * part)
     shift = first_lanes(s, stack_array(x, 80))
     limit = g * np.inf if g != 0.0 else 0.0
-    inverse = 1.0 / temperature
     if np.isfinite(lse) and 1.0 / LARGE < abs(g * inverse) and not is_root:
         factor = (g * inverse / largest(x), limit)
         row_gradients(x, at, n, factor, shift, high, low, dx, dx_at)
@@ -226,16 +228,20 @@ def row_gradients(x, at, n, factor, shift, high, low, dx, dx_at):
 
 @inline
 def four_factors(g, inverse, size, is_root, limit):
-    """Four numbers a, b, c, d that make (a * e) * (b * e + c) * d = p * g / T, whatever underflows.
+    """Four numbers a, b, c, d that make (a * e) * (b * e + c) * d = p * g / T, for T from 1e-140 to 1e140.
 
     e is ``size`` times p or, where ``is_root``, times p's square root. The fifth is the
     result where log2(e / size) is above the sixth.
     """
+    # 1 / T enlarges before anything is subnormal, and makes smaller at the end
+    first, last = max(inverse, 1.0), min(inverse, 1.0)
     if is_root:
-        return 1.0 / size, g / size, 0.0, inverse, limit, 30.0
-    if abs(g) < 1.0:
-        return 1.0, 0.0, g, inverse / size, limit, 60.0
-    return 1.0, 0.0, g / size, inverse, limit, 60.0
+        return 2.0**40 / size, g / size * 2.0**-40 * first, 0.0, last, limit, 30.0
+    if last < 2.0**-800:
+        return 1.0 / size, 0.0, g, last, limit, 60.0
+    if abs(g * first) < 1.0:
+        return 1.0, 0.0, g * first, last / size, limit, 60.0
+    return 1.0, 0.0, g / size * first, last, limit, 60.0
 
 
 def gradient(v, factor, shift, high, low, c):

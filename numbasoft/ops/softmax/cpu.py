@@ -15,6 +15,8 @@ from ...passes import (
     segment_dot,
 )
 from ...split import (
+    blocks_of,
+    keeps_nothing,
     maximum_of_row,
     next_unit,
     place,
@@ -139,16 +141,15 @@ def shared_rows(
 def divide_segment(x, mask, maxima, high, low, sums, e, unit, y):
     n = x.shape[1]
     i, first, count = place(unit, n)
+    at, mask_at, y_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(y, i) + first
+    if keeps_nothing(maxima, i, n) and filled_if_empty(x, mask, mask_at, count, -np.inf, y, y_at, count, 0.0):
+        return
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     one, two = stack_array(x, ROWS), stack_array(x, ROWS)
     total[0], lost[0] = row_total(x, sums, unit - unit % segment_count(n), n)
     reciprocals(total, lost, 1, one, two)
-    m = maximum_of_row(maxima, i, n)
-    at, mask_at, y_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(y, i) + first
-    if filled_if_empty(x, mask, row_at(mask, i), n, m, y, y_at, count, 0.0):
-        return
     if e is None:
-        shift = row_shift(x, m, high, low)
+        shift = row_shift(x, maximum_of_row(maxima, i, n), high, low)
         row_quotients(x, at, mask, mask_at, count, shift, high, low, (one[0], two[0]), y, y_at)
     else:
         row_scaled(y, y_at, count, (one[0], two[0]), y, y_at)
@@ -162,6 +163,7 @@ def shared(x, mask, high, low, e, maxima, sums, turns, y):
 
 @parallel_kernel
 def shared_parallel(x, mask, high, low, e, maxima, sums, turns, y, blocks):
+    blocks = blocks_of(turns, blocks)
     for b in prange(blocks):
         shared_rows(x, mask, high, low, e, maxima, sums, turns, y, np.int64(b), blocks)
 
