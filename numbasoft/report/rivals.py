@@ -16,6 +16,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -26,7 +27,7 @@ Call = Callable[[], object]
 Read = Callable[[object], np.ndarray]
 
 
-class Rival:
+class Rival(ABC):
     """A library, in a process of its own, held to `threads` threads."""
 
     name: str
@@ -36,8 +37,9 @@ class Rival:
     def __init__(self, threads: int):
         self.threads = threads
 
+    @abstractmethod
     def prepare(self, work: Workload, arrays: tuple[np.ndarray, ...]) -> tuple[Call, Read]:
-        raise NotImplementedError(f"{self.name} has nothing for {work.name}")
+        """The timed call, and what turns its result into a NumPy array."""
 
     @classmethod
     def missing(cls) -> str | None:
