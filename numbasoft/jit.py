@@ -31,9 +31,12 @@ import numba
 import numpy as np
 from numba.core import config, serialize
 from numba.core.bytecode import FunctionIdentity
-from numba.core.compiler import CompileResult
+from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
+from numba.core.compiler import CompilerBase, CompileResult, DefaultPassBuilder
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.compiler_machinery import LoweringPass, register_pass
 from numba.core.dispatcher import Dispatcher
+from numba.core.typed_passes import IRLegalization
 from numba.extending import register_jitable
 from numba.misc.appdirs import AppDirs
 from numba.np.ufunc import parallel as pool
@@ -50,8 +53,53 @@ KERNEL = {
     "no_cfunc_wrapper": True,
     "_nrt": False,
 }
-# Without a wrapper for Python around every helper a kernel compiles in half the time.
-HELPER = {**KERNEL, "forceinline": True, "no_cpython_wrapper": True}
+
+
+class Inlined(JITCodeLibrary):
+    """The code of a helper, optimised and made machine code only as part of the kernels it goes into."""
+
+    def _optimize_final_module(self):
+        pass
+
+    def _finalize_final_module(self):
+        self._finalize_dynamic_globals()
+        self._verify_declare_only_symbols()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name):
+        # Python never calls a helper; Numba wants to know where it could
+        return ctypes.cast(ctypes.pythonapi.PyErr_BadInternalCall, ctypes.c_void_p).value
+
+    @property
+    def codegen(self):
+        return self
+
+    def set_env(self, name, env):
+        """What raises exceptions needs an environment; helpers raise none."""
+
+
+@register_pass(mutates_CFG=False, analysis_only=False)
+class LowerInlined(LoweringPass):
+    _name = "lower_inlined"
+
+    def __init__(self):
+        super().__init__()
+
+    def run_pass(self, state):
+        state.library = Inlined(state.targetctx.codegen(), state.func_id.func_qualname)
+        return True
+
+
+class HelperCompiler(CompilerBase):
+    def define_pipelines(self):
+        passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        passes.add_pass_after(LowerInlined, IRLegalization)
+        passes.finalize()
+        return [passes]
+
+
+# Without machine code and a wrapper for Python of every helper a kernel compiles in a third of the time.
+HELPER = {**KERNEL, "forceinline": True, "no_cpython_wrapper": True, "pipeline_class": HelperCompiler}
 INLINE: dict[str, Any] = {"jit_options": HELPER}
 
 
@@ -83,17 +131,23 @@ def compiled(dispatcher, *argument_types):
     """
     if config.DISABLE_JIT:
         raise RuntimeError("NUMBA_DISABLE_JIT is set, but numbasoft's kernels run only when compiled")
-    with arrays_may_overlap():
+    with parallel_loops_as_we_need():
         dispatcher.compile(argument_types)
     return dispatcher.get_overload(argument_types)
 
 
 @contextlib.contextmanager
-def arrays_may_overlap():
-    """Numba promises LLVM that no arrays of a ``prange`` loop overlap; in place they do.
+def parallel_loops_as_we_need():
+    """Two of Numba's ways with a ``prange`` loop are changed while a kernel is compiled.
 
-    tests/test_reproducibility.py has wrong last elements in place without this.
+    It promises LLVM that no arrays of a loop overlap; in place they do, and without this
+    tests/test_reproducibility.py has wrong last elements. And it optimises the loop's body four
+    times, as a function, in two wrappers and in the kernel, of which the last is run.
     """
+
+    def library(codegen, name, **kwargs):
+        return (Inlined if "gufunc" in name.lower() else JITCodeLibrary)(codegen, name, **kwargs)
+
     with global_compiler_lock:
         create = parfor_lowering._create_gufunc_for_parfor_body
         parameters = inspect.signature(create)
@@ -104,10 +158,12 @@ def arrays_may_overlap():
             return create(*given.args, **given.kwargs)
 
         parfor_lowering._create_gufunc_for_parfor_body = create_with_aliases
+        JITCPUCodegen._library_class = staticmethod(library)
         try:
             yield
         finally:
             parfor_lowering._create_gufunc_for_parfor_body = create
+            JITCPUCodegen._library_class = JITCodeLibrary
 
 
 # Disk cache
