@@ -31,7 +31,7 @@ import numba
 import numpy as np
 from numba.core import config, serialize
 from numba.core.bytecode import FunctionIdentity
-from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
+from numba.core.codegen import Codegen, JITCodeLibrary
 from numba.core.compiler import CompilerBase, CompileResult, DefaultPassBuilder
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.compiler_machinery import LoweringPass, register_pass
@@ -145,25 +145,28 @@ def parallel_loops_as_we_need():
     times, as a function, in two wrappers and in the kernel, of which the last is run.
     """
 
-    def library(codegen, name, **kwargs):
-        return (Inlined if "gufunc" in name.lower() else JITCodeLibrary)(codegen, name, **kwargs)
-
     with global_compiler_lock:
-        create = parfor_lowering._create_gufunc_for_parfor_body
-        parameters = inspect.signature(create)
+        create_library = Codegen.create_library
+        create_gufunc = parfor_lowering._create_gufunc_for_parfor_body
+        parameters = inspect.signature(create_gufunc)
+
+        def create_inlined(codegen, name, **kwargs):
+            if "gufunc" in name.lower():
+                return Inlined(codegen, name, **kwargs)
+            return create_library(codegen, name, **kwargs)
 
         def create_with_aliases(*args, **kwargs):
             given = parameters.bind(*args, **kwargs)
             given.arguments["has_aliases"] = True
-            return create(*given.args, **given.kwargs)
+            return create_gufunc(*given.args, **given.kwargs)
 
+        Codegen.create_library = create_inlined
         parfor_lowering._create_gufunc_for_parfor_body = create_with_aliases
-        JITCPUCodegen._library_class = staticmethod(library)
         try:
             yield
         finally:
-            parfor_lowering._create_gufunc_for_parfor_body = create
-            JITCPUCodegen._library_class = JITCodeLibrary
+            Codegen.create_library = create_library
+            parfor_lowering._create_gufunc_for_parfor_body = create_gufunc
 
 
 # Disk cache
