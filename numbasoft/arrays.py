@@ -41,12 +41,18 @@ def plain_size(x, axis, temperature, where, out):
         return 0
     dtype = x.dtype
     size = x.size
-    if (dtype is not FLOAT32 and dtype is not FLOAT64) or not x.flags.carray or size > CALL:
+    flags = x.flags
+    if (dtype is not FLOAT32 and dtype is not FLOAT64) or not flags.carray or size > CALL:
         return 0
     if out is None or out is x:
         return size
-    if type(out) is not ndarray or out.dtype is not dtype or out.shape != x.shape or not out.flags.carray:
+    if type(out) is not ndarray or out.dtype is not dtype or out.shape != x.shape:
         return 0
+    out_flags = out.flags
+    if not out_flags.carray:
+        return 0
+    if out_flags.owndata and flags.owndata:  # told in a third of the time of may_share_memory
+        return size
     return 0 if np.may_share_memory(out, x) else size
 
 
