@@ -1,4 +1,17 @@
-"""The softmax family for arrays: accurate, fast and reproducible Numba kernels."""
+"""The softmax family for arrays: accurate, fast and reproducible Numba kernels.
+
+- ``softmax``, ``log_softmax``, ``logsumexp`` and, ending in ``_backward``, their gradients
+- ``cross_entropy``, ``cross_entropy_value_and_grad``, ``cross_entropy_backward``, ``nll_loss``, ``perplexity``,
+  ``token_log_probs``, ``kl_divergence``
+- ``binary_cross_entropy``, ``sigmoid``, ``logit``: two classes from one logit
+- ``sample``, ``gumbel_softmax``: draws from logits
+- ``fit_temperature`` and ``numbasoft.calibration``: probabilities that mean something
+- ``numbasoft.literal``: the loop nests of the literature, to read
+- ``numbasoft.scipy.special``: SciPy's signatures on these kernels
+- ``numbasoft.cuda``: the same on CUDA arrays, and functions to call from kernels of your own
+
+Each has a docstring with formula, shapes, errors and an example.
+"""
 
 from importlib import import_module as _import_module
 from types import ModuleType as _ModuleType
@@ -53,8 +66,12 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "cuda", "scipy"]
+
+
 def __getattr__(name: str) -> _ModuleType:
-    """``numbasoft.calibration``, ``literal`` and ``scipy``, imported when they are first asked for."""
-    if name in ("calibration", "literal", "scipy"):
+    """``numbasoft.calibration``, ``cuda``, ``literal`` and ``scipy``, imported when first asked for."""
+    if name in ("calibration", "cuda", "literal", "scipy"):
         return _import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -71,6 +71,16 @@ class TemperatureScaler:
         """The most probable class of each row, which no temperature changes."""
         return np.argmax(checks.array(logits, "logits"), axis=-1)
 
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """No parameters: what ``sklearn.base.clone`` asks for."""
+        return {}
+
+    def set_params(self, **params: Any) -> TemperatureScaler:
+        """Nothing to set."""
+        if params:
+            raise ValueError(f"params has {', '.join(params)}, but TemperatureScaler has no parameters")
+        return self
+
     def __repr__(self) -> str:
         found = getattr(self, "temperature_", None)
         return "TemperatureScaler()" if found is None else f"TemperatureScaler(): temperature_={found:.6g}"

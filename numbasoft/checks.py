@@ -15,7 +15,9 @@ SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-290, 1e290
 def array(value, name):
     """The argument as a plain array; lists and scalars are taken as NumPy takes them."""
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array; pass its data, and where=~mask to leave elements out")
+        raise TypeError(
+            f"{name} is a masked array, but must be a plain one: its filled(-np.inf), or its data with where=~mask"
+        )
     if hasattr(value, "__cuda_array_interface__"):
         raise TypeError(f"{name} is an array on a CUDA device; this function takes arrays on the CPU only")
     try:

@@ -228,7 +228,7 @@ def test_the_package_holds_public_names_and_nothing_else():
     for node in TREES["numbasoft"].body:
         documentation = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         dunder = isinstance(node, ast.Assign) and all(t.id.startswith("__") for t in node.targets)
-        dunder = dunder or (isinstance(node, ast.FunctionDef) and node.name == "__getattr__")
+        dunder = dunder or (isinstance(node, ast.FunctionDef) and node.name in ("__dir__", "__getattr__"))
         assert isinstance(node, allowed) or documentation or dunder, f"line {node.lineno}"
     assert set(PUBLIC) <= set(numbasoft.__all__)
     assert all(hasattr(numbasoft, name) for name in numbasoft.__all__)

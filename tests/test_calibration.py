@@ -96,6 +96,16 @@ def test_the_scaler(rng):
     assert "temperature_=" in repr(scaler)
 
 
+def test_scikit_learn_can_clone_the_scaler():
+    base = pytest.importorskip("sklearn.base", reason="scikit-learn is not installed, which does the cloning")
+    assert (
+        repr(base.clone(TemperatureScaler().fit([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]], [0, 0, 0])))
+        == "TemperatureScaler()"
+    )
+    with pytest.raises(ValueError, match="params has alpha, but TemperatureScaler has no parameters"):
+        TemperatureScaler().set_params(alpha=1)
+
+
 # rows of two classes; the first is always predicted
 P = np.array([0.95, 0.9, 0.85, 0.7, 0.65, 0.6, 0.55, 0.55])
 Y = np.array([0, 0, 1, 0, 1, 0, 1, 1])

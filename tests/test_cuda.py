@@ -225,6 +225,18 @@ def test_without_numba_cuda_a_call_says_what_to_install(name, protocol, without)
         CALLS[name](Elsewhere(np.zeros((2, 3), np.float32), protocol))
 
 
+def test_without_numba_cuda_the_device_functions_say_what_to_install():
+    code = (
+        "import importlib, importlib.util as util\n"
+        "find_spec = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'numba_cuda' else find_spec(name, *rest)\n"
+        "try: importlib.import_module('numbasoft.cuda.device')\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("numbasoft.cuda needs numba-cuda, which is not installed")
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_without_a_device_a_call_says_what_is_missing(name):
     if cuda.reason() is None:

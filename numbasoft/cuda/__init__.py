@@ -14,7 +14,10 @@ import importlib.util
 from functools import lru_cache
 from types import ModuleType
 
-INSTALL = "pip install 'numbasoft[cuda]'"
+MISSING = (
+    "numba-cuda, which is not installed (the CUDA target inside Numba is deprecated and not used): "
+    "pip install 'numbasoft[cuda]'"
+)
 
 __all__ = ["device", "literal", "require"]
 
@@ -38,11 +41,8 @@ def require() -> None:
 @lru_cache(maxsize=1)
 def reason() -> tuple[type[Exception], str] | None:
     """Why no kernel can run on a CUDA device: an exception's type and its text, or None where one can."""
-    if importlib.util.find_spec("numba_cuda") is None:
-        return ImportError, (
-            "arrays on a CUDA device need numba-cuda, which is not installed (the CUDA target "
-            f"inside Numba is deprecated and not used): {INSTALL}"
-        )
+    if not is_installed():
+        return ImportError, f"arrays on a CUDA device need {MISSING}"
     try:
         from numba import cuda
 
@@ -52,6 +52,13 @@ def reason() -> tuple[type[Exception], str] | None:
     except Exception as error:  # a driver that is missing or too old: each has a class of its own
         first = str(error).strip() or type(error).__name__
     return RuntimeError, f"numba-cuda finds no CUDA device to run on ({first.splitlines()[0]})"
+
+
+def is_installed() -> bool:
+    """Whether there is numba-cuda, or Numba's simulator of it is asked for."""
+    from numba.core import config
+
+    return bool(config.ENABLE_CUDASIM) or importlib.util.find_spec("numba_cuda") is not None
 
 
 def __getattr__(name: str) -> ModuleType:

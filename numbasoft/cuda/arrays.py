@@ -193,7 +193,9 @@ def described_by_interface(value, name, home):
     if not dtype.isnative:
         raise TypeError(f"{name} has dtype {dtype}, but must have the byte order of this machine")
     if given.get("mask") is not None:
-        raise TypeError(f"{name} is a masked array; pass its data, and where=~mask to leave elements out")
+        raise TypeError(
+            f"{name} is a masked array, but must be a plain one: its filled(-np.inf), or its data with where=~mask"
+        )
     address, read_only = given["data"]
     return Device(value, name, home, address, given["shape"], given.get("strides"), dtype.name,
                   read_only, ordinal_of(address), given.get("stream"))  # fmt: skip

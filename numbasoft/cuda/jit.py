@@ -7,6 +7,11 @@ import numpy as np
 from numba import cuda
 from numba.core import config
 
+from . import MISSING, is_installed
+
+if not is_installed():
+    raise ImportError(f"numbasoft.cuda needs {MISSING}")
+
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
 
