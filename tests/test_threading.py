@@ -139,6 +139,24 @@ def test_sixteen_threads_at_once(run, layer):
     assert run(code, layer) == [True] * 16
 
 
+def test_sixteen_threads_at_once_with_long_rows(run, layer):
+    # whose threads wait for each other inside the kernel (numbasoft.split)
+    code = """
+    from concurrent.futures import ThreadPoolExecutor
+    long = np.random.default_rng(1).normal(size=(1, 150_000)).astype("f4")
+    numba.set_num_threads(1)
+    expected = softmax(long).tobytes()
+    barrier = threading.Barrier(16)
+    def work(_):
+        numba.set_num_threads(2)
+        barrier.wait()
+        return all(right(long) for _ in range(20))
+    with ThreadPoolExecutor(16) as pool:
+        show(*pool.map(work, range(16)))
+    """
+    assert run(code, layer) == [True] * 16
+
+
 def test_sixteen_threads_make_the_first_call(run, layer):
     code = """
     from concurrent.futures import ThreadPoolExecutor

@@ -137,9 +137,9 @@ def log_softmax_backward(
     log_y : array_like
         What ``log_softmax`` returned.
     axis : int, tuple of int or None, default -1
-        As given to ``log_softmax``.
+        As given to ``log_softmax``; the bound of errors is kept from 1e-140 to 1e140.
     temperature : float, default 1.0
-        As given to ``log_softmax``.
+        As given to ``log_softmax``; the bound of errors is kept from 1e-140 to 1e140.
     out : numpy.ndarray, optional
         Where to put the result, of the shape and dtype of ``log_y``; may be ``grad`` or
         ``log_y`` itself.

@@ -147,9 +147,9 @@ def logsumexp_backward(
     lse : array_like
         What ``logsumexp`` returned, with or without the reduced axes.
     axis : int, tuple of int or None, default -1
-        As given to ``logsumexp``.
+        As given to ``logsumexp``; the bound of errors is kept from 1e-140 to 1e140.
     temperature : float, default 1.0
-        As given to ``logsumexp``.
+        As given to ``logsumexp``; the bound of errors is kept from 1e-140 to 1e140.
     out : numpy.ndarray, optional
         Where to put the result, of the shape of ``x``; may be ``x`` itself.
     stream : optional
