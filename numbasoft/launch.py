@@ -7,7 +7,7 @@ from numba import types
 
 from . import jit, split
 from .passes import SEGMENT
-from .tiles import TILE
+from .tiles import AHEAD, TILE
 
 # Below this many elements starting the threads costs more than they gain.
 PARALLEL = 1 << 15
@@ -88,8 +88,11 @@ def shared_work(x):
 
 
 def workspace(blocks, n):
-    """Room for the exponentials of a tile of rows, for each of the blocks."""
-    return np.empty((blocks, max(n, TILE)), np.float32)
+    """Room for the exponentials of a tile of rows, for each of the blocks.
+
+    So far apart that no thread asks for what another writes, ahead of its own: that took a quarter of the time.
+    """
+    return np.empty((blocks, max(n, TILE) + AHEAD), np.float32)
 
 
 def computing_dtype(dtype, temperature):

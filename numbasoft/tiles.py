@@ -17,6 +17,9 @@ from .vector import fma, lanes, load, maximum, narrowed, select, store, widened
 ROWS = 16
 TILE = 2048  # elements; 16 KiB of float32 in and out stay in a first cache of 32 KiB
 
+# Elements are asked for at most so far ahead of their use, and fewer where rows are longer than this.
+AHEAD = 8192
+
 # A row whose other exponentials sum to less than this part of the largest is confident: what it
 # needs is their sum by itself, as 1 + 1e-18 is 1 in every float, while log1p(1e-18) is not 0.
 CONFIDENT = 2.0**-12
@@ -30,7 +33,7 @@ def rows_in_tile(n):
 @inline
 def prefetch_distance(n):
     """How far ahead to ask for elements while computing exponentials: the next tile, if near."""
-    return rows_in_tile(n) * n if n < 8192 else 1024
+    return rows_in_tile(n) * n if n < AHEAD else 1024
 
 
 def exponentials_in(work, y):
