@@ -355,6 +355,35 @@ def row_sum(a, a_at, b, b_at, n, factor):
     return total, lost
 
 
+@inline
+def row_sum_and_range(a, a_at, b, b_at, n):
+    """The sum of a[j] over a row as ``row_sum`` has it, and the least and the largest b[j] apart from NaN."""
+    length = segment_length(n)
+    w = lanes(b)
+    total = 0.0
+    lost = 0.0
+    deepest = filled(b, -np.inf)  # -v for the least v
+    most = filled(b, -np.inf)
+    first = 0
+    while first < n:
+        count = min(length, n - first)
+        part = dot_start(most)
+        j = first
+        while j + w <= first + count:
+            v = load(b, b_at + j)
+            part = exact_push(part, load(a, a_at + j))
+            deepest, most = maximum(0.0 - v, deepest), maximum(v, most)
+            j += w
+        rest = first + count - j
+        if rest > 0:
+            part = exact_push(part, load_part(a, a_at + j, rest, 0.0))
+            deepest = maximum(0.0 - load_part(b, b_at + j, rest, np.inf), deepest)
+            most = maximum(load_part(b, b_at + j, rest, -np.inf), most)
+        total, lost = sum_joined(b, total, lost, sum_end(part))
+        first += count
+    return (total, lost), 0.0 - max_across(deepest), max_across(most)
+
+
 def nothing_kept(x, mask, mask_at, n):
     """Whether a mask keeps nothing of n elements."""
 

@@ -16,6 +16,7 @@ from ...passes import (
     row_maximum,
     row_others,
     row_sum,
+    row_sum_and_range,
     segment_sum,
     without_c,
 )
@@ -224,6 +225,10 @@ def shared_parallel(x, mask, high, low, inverse_high, inverse_low, maxima, sums,
 # A sum of gradients larger than this may lift a probability below the smallest float to a normal
 # number; then its root is squared.
 LARGE = 2.0**30
+# The quotient of a smaller one by ``largest`` might underflow; then the exponentials are divided.
+SMALL = 2.0**-30
+# A logarithm above this, which no softmax gives, has an infinite exponential here.
+ABOVE = 40.0
 # A sum of float64 gradients that overflows is taken of gradients this much smaller.
 SMALLER = 2.0**-40
 
@@ -244,6 +249,10 @@ def backward_rows(
     shift = row_shift(log_y, 0.0, high, low)  # of a maximum of 0: none
     for i in range(start, stop):
         g_at, at, dx_at = row_at(g, i), row_at(log_y, i), row_at(dx, i)
+        total, least, most = row_sum_and_range(g, g_at, log_y, at, n)
+        if inverse == 1.0 and SMALL <= abs(total[0]) < LARGE and least >= shift[3] and most <= ABOVE:
+            plain_gradients(g, g_at, log_y, at, n, total, shift, high, low, dx, dx_at)
+            continue
         total, size = row_sum(g, g_at, log_y, at, n, 1.0), 1.0
         if not np.isfinite(total[0]):
             total, size = row_sum(g, g_at, log_y, at, n, SMALLER), 1.0 / SMALLER
@@ -251,11 +260,28 @@ def backward_rows(
 
 
 @inline
+def plain_gradients(g, g_at, log_y, at, n, total, shift, high, low, dx, dx_at):
+    """g - exp(log_y) * total over a row none of whose probabilities underflows: the bits of ``gradients_of``."""
+    w = lanes(g)
+    c = coefficients(filled(g, 0.0))
+    t = two_parts((total[0] / largest(g), total[1] / largest(g)), g)
+    shift = without_c(shift)
+    j = 0
+    while j + w <= n:
+        e = exponential(load(log_y, at + j), shift, high, low, c)
+        store(dx, dx_at + j, fma(e, 0.0 - t[0], load(g, g_at + j)) - e * t[1])
+        j += w
+    if j < n:
+        e = exponential(load_part(log_y, at + j, n - j, 0.0), shift, high, low, c)
+        a = load_part(g, g_at + j, n - j, 0.0)
+        store_part(dx, dx_at + j, n - j, fma(e, 0.0 - t[0], a) - e * t[1])
+
+
+@inline
 def gradients_of(g, g_at, log_y, at, n, total, size, shift, high, low, inverse, dx, dx_at):
     """(g - exp(log_y) * total * size) / T over a row or a segment of it."""
     if inverse[0] == 1.0 and size == 1.0 and abs(total[0]) < LARGE:
-        # a small sum is not divided, or it would underflow: the exponentials are
-        part = 1.0 / largest(g) if abs(total[0]) < 1.0 else 1.0
+        part = 1.0 / largest(g) if abs(total[0]) < SMALL else 1.0
         other_part = 1.0 / largest(g) / part
         both = two_parts((total[0] * other_part, total[1] * other_part), g)
         row_gradients(g, g_at, log_y, at, n, both, part, shift, high, low, None, dx, dx_at)
@@ -365,7 +391,7 @@ def divided_32(g, v, e, total, is_divided):
 def probability(v, shift, high, low, c):
     """exp(v) times ``largest``: 0 far below the smallest float, inf above exp(40)."""
     e = select(v < shift[3], 0.0, exponential(v, without_c(shift), high, low, c))
-    return select(v > 40.0, np.inf, e)
+    return select(v > ABOVE, np.inf, e)
 
 
 @kernel
