@@ -163,8 +163,8 @@ def logsumexp_backward_steps(operation, storage, reduced, temperature, where_fro
     precise = storage == "f8"
     numbers = (
         *elementary.scale(temperature, precise),
-        temperature,
-        *elementary.inverse(temperature, precise),
+        *elementary.in_three(temperature, precise),
+        1 / temperature,
     )
     if isinstance(where_from, layout.Columns):
         outer, n, inner, (of_g, of_x, of_lse, of_dx) = where_from

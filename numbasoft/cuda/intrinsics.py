@@ -229,6 +229,8 @@ def absolute(typingctx, a):
 def select(typingctx, mask, a, b):
     """a where the mask holds, else b."""
     vector = widest((a, b))
+    if vector is not None and vector.lanes == 1 and isinstance(mask, Mask):
+        vector = Vector(vector.element, mask.lanes)
     if vector is None or not isinstance(mask, Mask) or mask.lanes not in (1, vector.lanes):
         return None
 
@@ -292,6 +294,29 @@ def times_power(typingctx, v, t):
         return builder.fmul(v, builder.bitcast(power, v.type))
 
     return lanewise(emit)(v, t)
+
+
+def power_of_bits(part):
+    """An intrinsic's typing and lowering: 2**n, n with the exponent's bias being ``part`` of the low bits of t."""
+
+    def emit(builder, t):
+        bits, place = (I64, 52) if t.type == DOUBLE else (I32, 23)
+        n = part(builder, builder.bitcast(t, bits), ir.Constant(bits, 1))
+        return builder.bitcast(builder.shl(n, ir.Constant(bits, place)), t.type)
+
+    return lanewise(emit)
+
+
+@intrinsic
+def first_half_power(typingctx, t):
+    """2**(n // 2), where n is what the low bits of t say, with twice the exponent's bias."""
+    return power_of_bits(lambda builder, n, one: builder.lshr(n, one))(t)
+
+
+@intrinsic
+def second_half_power(typingctx, t):
+    """2**(n - n // 2), with n as of ``first_half_power``."""
+    return power_of_bits(lambda builder, n, one: builder.sub(n, builder.lshr(n, one)))(t)
 
 
 @intrinsic

@@ -104,6 +104,17 @@ def times_power(v, t):
     return v * (t.view(kind) << place).view(v.dtype)
 
 
+def first_half_power(t):
+    kind, place = integers(t)
+    return (t.view(kind) >> 1 << place).view(t.dtype)
+
+
+def second_half_power(t):
+    kind, place = integers(t)
+    n = t.view(kind)
+    return (n - (n >> 1) << place).view(t.dtype)
+
+
 def power_of_two_above(v):
     wide = v.dtype == np.float64
     v = np.fmin(
