@@ -34,7 +34,9 @@ from .backend import (
     integer_as,
     integer_sum,
     maximum,
+    minus,
     number,
+    plus,
     power_of_two_above,
     second_half_power,
     select,
@@ -93,10 +95,13 @@ def arithmetic_of(storage, gradient=False):
 
 @jit.device
 def two_sum(a, b):
-    """a + b as the rounded sum and what the rounding lost (Knuth)."""
-    s = a + b
-    z = s - a
-    return s, (a - (s - z)) + (b - z)
+    """a + b as the rounded sum and what the rounding lost (Knuth).
+
+    With + and - ptxas would fuse a product given as a or b, and count what its rounding lost as lost here.
+    """
+    s = plus(a, b)
+    z = minus(s, a)
+    return s, plus(minus(a, minus(s, z)), minus(b, z))
 
 
 @jit.device

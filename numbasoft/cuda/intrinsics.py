@@ -201,6 +201,28 @@ def fma(typingctx, a, b, c):
     )(a, b, c)
 
 
+def rounded(name):
+    """Addition or subtraction of what a and b were rounded to: ptxas fuses no multiplication with it."""
+
+    def emit(builder, a, b):
+        kind, letter = ("f64", "d") if a.type == DOUBLE else ("f32", "f")
+        return asm(builder, a.type, f"{name}.rn.{kind} $0, $1, $2;", f"={letter},{letter},{letter}", a, b)
+
+    return lanewise(emit)
+
+
+@intrinsic
+def plus(typingctx, a, b):
+    """a + b, which may be products, each rounded."""
+    return rounded("add")(a, b)
+
+
+@intrinsic
+def minus(typingctx, a, b):
+    """a - b, which may be products, each rounded."""
+    return rounded("sub")(a, b)
+
+
 def larger(builder, a, b):
     if a.type == FLOAT:
         return asm(builder, FLOAT, "max.NaN.f32 $0, $1, $2;", "=f,f,f", a, b)

@@ -62,6 +62,14 @@ def exact_product(a, b):
     return p, ((ah * bh - p) + ah * bl + al * bh) + al * bl
 
 
+def plus(a, b):
+    return a + b
+
+
+def minus(a, b):
+    return a - b
+
+
 def maximum(a, b):
     return np.maximum(*common(a, b))
 
