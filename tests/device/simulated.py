@@ -341,6 +341,19 @@ def test_a_sum_of_gradients_that_overflows(dtype, n, one_thread):
         compare_backward("log_softmax_backward", given, temperature)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1e-3, 1e5])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_softmax_backward_at_the_ends_of_the_range(dtype, temperature, one_thread):
+    # differences that overflow, and that are subnormal until 1 / T enlarges them
+    dtype = DTYPES[dtype]
+    y = np.array([[0.75, 0.25], [1, 0], [2.0**-20, 1]], dtype)
+    most, least = 0.99 * np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal
+    given = [
+        (g * np.ones_like(y), y) for g in np.array([[-most, most], [least, 3 * least], [most, 0]], dtype)
+    ]
+    compare_backward("softmax_backward", given, temperature)
+
+
 @pytest.mark.parametrize("temperature", [1e-4, 1e-2, 0.5, 1e28, 1e30])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_logsumexp_backward_at_the_ends_of_the_range(dtype, temperature, one_thread):
