@@ -152,6 +152,7 @@ def arithmetic(kind):
     lowest_power = offset + k.bias - 3.0
     tiny, lift = k.tiny, k.lift
     wide_magic, widest_power = k.magic + 2.0 * k.bias, 2.0 * k.bias - 4.0
+    one_power = k.magic + k.bias
     most = (2.0 - 2.0**-23) * 2.0**127 if k.bias == 127.0 else elementary.MAX_64
     log_2, log_2_rest = k.log_2
     log2_e, log2_e_rest = elementary.scale(1.0, kind == "f8")
@@ -174,10 +175,10 @@ def arithmetic(kind):
         return split_shift(select(is_far, m, 0.0), select(is_far, 0.0, m), high, low, high)
 
     @jit.device
-    def shift_of_lse(lse, temperature, high):
-        """As ``shift_of``, for exp(x / T - lse); T is the sum of three numbers.
+    def shift_of_lse(lse, temperature, inverse, high):
+        """As ``shift_of``, for exp(x / T - lse); T is the sum of three numbers, ``inverse`` is 1 / T.
 
-        No rounded 1 / T would do: lse - c / T, with c about lse * T, is (lse * T - c) / T.
+        That alone would not do: lse - c / T, with c about lse * T, is (lse * T - c) / T.
         """
         t, t_rest, t_last = temperature
         is_far = absolute(lse) >= FAR
@@ -186,8 +187,8 @@ def arithmetic(kind):
         product = lse * t_rest
         rest, rest_lost = two_sum(fma(lse, t, 0.0 - c), product)
         rest_lost = rest_lost + (fma(lse, t_rest, 0.0 - product) + lse * t_last)
-        near = rest / t
-        lost = (fma(0.0 - near, t, rest) + (rest_lost - near * t_rest)) / t
+        near = rest * inverse
+        lost = (fma(0.0 - near, t, rest) + (rest_lost - near * t_rest)) * inverse
         near, lost = select(is_far, near, lse), select(is_far, lost, 0.0)
         # where c is that far off, it is the nearest number all the same, and all others are farther off
         lost = select(absolute(near) < BEYOND, lost, 0.0)
@@ -198,13 +199,18 @@ def arithmetic(kind):
         return centre, fraction, fma(0.0 - lost, log2_e, rest), lowest
 
     @jit.device
+    def factor_and_power(v):
+        """v as a factor below 2 (from 1 on, for v from 2**-80 or 2**-900 on) and the n of a power of two 2**n."""
+        n = exponent(power_of_two_above(absolute(v))) - 1.0
+        return times_power(v, one_power - n), n
+
+    @jit.device
     def wide_shift(shift, power, high):
         """What ``wide_exponential`` takes for exp((x - m) / T) * 2**power, power being a whole number."""
         centre, fraction, rest, _ = shift
-        fraction = fraction + power
-        return (
-            centre, fraction, rest, (0.0 - widest_power - fraction) / high, (widest_power - fraction) / high
-        )  # fmt: skip
+        fraction, unit = fraction + power, 1.0 / high
+        lowest, highest = (-widest_power - fraction) * unit, (widest_power - fraction) * unit
+        return centre, fraction, rest, lowest, highest
 
     @jit.device
     def wide_exponential(x, shift, high, low):
@@ -317,7 +323,7 @@ def arithmetic(kind):
         shift_of, exponential = plain_shift, short_exponential
     return SimpleNamespace(
         compute="f8" if kind == "f8" else "f4", largest=largest, log2_e=(log2_e, log2_e_rest), shift_of=shift_of, shift_of_lse=shift_of_lse, exponential=exponential,
-        wide_shift=wide_shift, wide_exponential=wide_exponential,
+        factor_and_power=factor_and_power, wide_shift=wide_shift, wide_exponential=wide_exponential,
         sum_of=sum_of, pair_of=pair_of, reciprocal=reciprocal, log1p_of=log1p_of, log_of_sum=log_of_sum,
         lift_for=lift_for, top_of=top_of, signed_sum_of=signed_sum_of,
     )  # fmt: skip

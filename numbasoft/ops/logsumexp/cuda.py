@@ -9,14 +9,12 @@ from ...cuda import jit
 from ...cuda.backend import (
     absolute,
     count,
-    exponent,
     fma,
     gatherer,
     largest_lane,
     loader,
     maximum,
     number,
-    power_of_two_above,
     reader,
     scatterer,
     select,
@@ -232,14 +230,14 @@ def combine(storage):
 def gradients(storage):
     """g * exp(x / T - lse) / T for a thread's elements, and what it needs once for every row."""
     a = arithmetic_of(storage, gradient=True)
-    shift_of_lse, wide_shift, wide_exponential = a.shift_of_lse, a.wide_shift, a.wide_exponential
+    shift_of_lse, factor_and_power = a.shift_of_lse, a.factor_and_power
+    wide_shift, wide_exponential = a.wide_shift, a.wide_exponential
 
     @jit.device
     def factor_and_shift(g, lse, temperature, inverse, high):
         """g / T as a factor and, in the shift, a power of two: the exponential may need it to be a number."""
-        top = power_of_two_above(absolute(g))
-        shift = wide_shift(shift_of_lse(lse, temperature, high), exponent(top), high)
-        return (g / top) * inverse, shift
+        factor, power = factor_and_power(g)
+        return factor * inverse, wide_shift(shift_of_lse(lse, temperature, inverse, high), power, high)
 
     @jit.device
     def gradient(v, factor, shift, high, low):
