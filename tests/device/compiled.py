@@ -17,8 +17,6 @@ from numba import cuda
 from numba.cuda import dispatcher
 
 from numbasoft.cuda import copies, geometry, split
-from numbasoft.cuda.elementary import two_sum
-from numbasoft.cuda.intrinsics import vector_of, writer
 from numbasoft.ops.log_softmax import cuda as log_softmax
 from numbasoft.ops.logsumexp import cuda as logsumexp
 from numbasoft.ops.softmax import cuda as softmax
@@ -166,6 +164,9 @@ def test_kernel(kernel, cc, tmp_path, record_property):
 
 def test_exact_sums_of_products_are_not_fused():
     # ptxas may fuse what is not told how to round: then the product's own error counted as lost
+    from numbasoft.cuda.elementary import two_sum
+    from numbasoft.cuda.intrinsics import vector_of, writer
+
     def kernel(a, b, c, out):
         s, lost = two_sum(vector_of(a) * vector_of(b), vector_of(c))
         write(out, s)

@@ -301,10 +301,10 @@ def gradients(storage):
 
     @jit.device
     def share_of_row(up, down, lift, total, inverse, high, low):
-        """What ``gradient`` needs of a row: sum g / T as a factor and, in the shift, a power of two; and sizes.
+        """What ``gradient`` needs of a row: sum g / T as a factor and, in the shift, a power of two; and a size.
 
-        The largest terms and the sum of all are lifted twice. Of g as large as LARGE the quotient by T may
-        overflow, though the difference does not: there all is done smaller by the power of two ``down``.
+        It is made from the largest terms and the sum of all, lifted twice. Where g is larger than LARGE its
+        quotient by T may overflow, though the difference does not: there all is done smaller by that size.
         """
         s, lost = pair_of(up, total)
         # where a term is infinite or NaN, up - down is what any sum of the terms is
@@ -313,18 +313,18 @@ def gradients(storage):
         factor = fma(s * ROOM, inverse, (lost * ROOM) * inverse)
         power = exponent(top_of(maximum(up, down), lift)) - exponent(lift * lift * ROOM)
         shift = wide_shift(shift_of(number(high, 0.0), high, low), power, high)
-        up = maximum(power_of_two_above(inverse), number(inverse, 1.0))
-        return factor, shift, 1.0 / up, up
+        size = maximum(power_of_two_above(inverse), number(inverse, 1.0))
+        return factor, shift, size, 1.0 / size
 
     @jit.device
     def gradient(g, log_y, share, inverse, high, low):
         """(g - exp(log_y) * sum g) / T; 0 where log_y is -inf."""
-        factor, shift, down, up = share
+        factor, shift, size, smaller = share
         e, power = wide_exponential(log_y, shift, high, low)
         is_large = absolute(g) > LARGE
-        down = select(is_large, down, 1.0)
-        d = fma(0.0 - (e * down) * factor, power, (g * down) * inverse)
-        return select(log_y == -INFINITY, 0.0, select(is_large, d * up, d))
+        smaller = select(is_large, smaller, 1.0)
+        d = fma(0.0 - (e * smaller) * factor, power, (g * smaller) * inverse)
+        return select(log_y == -INFINITY, 0.0, select(is_large, d * size, d))
 
     return share_of_row, gradient
 
