@@ -95,6 +95,12 @@ def in_two(value, wide):
     return high, rounded(value - Fraction(high))
 
 
+def in_three(value, wide):
+    """A float as the sum of three numbers of the computing type, exactly."""
+    high, low = in_two(Fraction(value), wide)
+    return high, low, value - high - low
+
+
 def coefficients(like):
     """What ``exponential`` takes for vectors like this one, made once before a loop."""
 

@@ -1,5 +1,7 @@
 """Rows of logits by family: each is a way in which softmax implementations are known to fail."""
 
+from fractions import Fraction
+
 import numpy as np
 from oracle import BFLOAT16, DTYPES, FORMATS
 
@@ -95,3 +97,64 @@ def sample(family, rng, rows, n, dtype):
     if dtype == BFLOAT16:
         values = np.clip(values, -largest_finite(dtype), largest_finite(dtype))
     return np.ascontiguousarray(values).astype(dtype)
+
+
+# --- arguments of backward passes where a factor or a sum leaves the range of the type -----------------------
+
+
+def ends_of_log_softmax_backward(rng, dtype):
+    """Sums of gradients that overflow, probabilities below the smallest float, subnormals to enlarge."""
+    finfo = np.finfo(dtype)
+    deep = -float(np.log(float(finfo.tiny)))
+    for exponent in (
+        0,
+        finfo.maxexp // 2,
+        finfo.maxexp - 30,
+        finfo.maxexp - 1,
+        finfo.minexp // 2,
+        finfo.minexp - 5,
+    ):
+        for spread in (1.0, 0.3 * deep, 1.9 * deep):
+            log_y = (-spread * rng.random((8, 6))).astype(dtype)
+            log_y[0, 3] = -np.inf
+            g = np.ldexp(rng.uniform(-1, 1, (8, 6)), int(exponent)).astype(dtype)
+            g[4:] *= rng.permuted(np.eye(6), axis=0)[:4].astype(dtype)  # one gradient, the others 0
+            g[2] = abs(g[2])
+            yield g, log_y
+
+
+def overflowing_gradients(n, dtype):
+    """A row of gradients and log_y; sums of three and more of the gradients overflow on the way."""
+    most = 1.7e308 if dtype == DTYPES["float64"] else 3e38
+    g = np.full((1, n), most, dtype)
+    g[0, ::2] = -most
+    g[0, :3] = most
+    return g, np.full((1, n), -np.log(4.0), dtype)
+
+
+def ends_of_logsumexp_backward(dtype, size, temperature):
+    """Probabilities and products below the smallest float that 1 / T enlarges, and lse = 0 beside a large T."""
+    x = (-temperature * depth(dtype) * np.array([[0, 0.9, 0.97, 1.02, 1.2]])).astype(dtype)
+    for lse in (0.0, 300.0, 3999.0):
+        given = (x + np.asarray(lse * temperature, dtype)).astype(dtype)
+        yield np.array([[size]], dtype), given, np.array([[lse]], dtype)
+
+
+def huge_logits(rng, dtype, temperature):
+    """Gradients, logits and lse for logsumexp_backward: x / T - lse is small though neither is.
+
+    No rounded 1 / T gives that difference.
+    """
+    # beyond these the oracle, too, needs a T of few bits
+    few_bits, most = np.finfo(dtype).maxexp - 25, 45 if dtype == DTYPES["float64"] else 25
+    top = few_bits if temperature >= 3 else most
+    lse = np.ldexp(rng.integers(1, 9, 300).astype(float), rng.integers(12, top, 300)).astype(dtype)
+    lse[200:] = rng.uniform(2**13, 2**16, 100)
+    with np.errstate(over="ignore"):
+        x = (lse.astype(np.longdouble) * temperature).astype(dtype)
+    lse, x = lse[np.isfinite(x)], x[np.isfinite(x)]
+    exact = [
+        Fraction(float(a)) / Fraction(temperature) - Fraction(float(b)) for a, b in zip(x, lse, strict=True)
+    ]
+    close = np.array([abs(v) < 30 for v in exact])
+    return rng.standard_normal((close.sum(), 1)).astype(dtype), x[close, None], lse[close, None]

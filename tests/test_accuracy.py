@@ -1,13 +1,21 @@
 """Every line of the accuracy contract, against the oracle, in ULP of the exact result."""
 
-from fractions import Fraction
-
 import numba
 import numpy as np
 import oracle
 import pytest
 from oracle import DTYPES, check, limit
-from samples import BACKWARD, FAMILIES, FORWARD, depth, sample
+from samples import (
+    BACKWARD,
+    FAMILIES,
+    FORWARD,
+    depth,
+    ends_of_log_softmax_backward,
+    ends_of_logsumexp_backward,
+    huge_logits,
+    overflowing_gradients,
+    sample,
+)
 
 import numbasoft
 from numbasoft.launch import split_rows
@@ -313,34 +321,15 @@ def test_a_large_gradient_of_an_underflowing_term(dtype):
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0, 1e-5, 1e20])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_log_softmax_backward_at_the_ends_of_the_range(dtype, temperature, rng):
-    # sums of gradients that overflow, probabilities below the smallest float, subnormals that 1 / T enlarges
-    finfo = np.finfo(DTYPES[dtype])
-    depth = -float(np.log(float(finfo.tiny)))
-    for exponent in (
-        0,
-        finfo.maxexp // 2,
-        finfo.maxexp - 30,
-        finfo.maxexp - 1,
-        finfo.minexp // 2,
-        finfo.minexp - 5,
-    ):
-        for spread in (1.0, 0.3 * depth, 1.9 * depth):
-            log_y = (-spread * rng.random((8, 6))).astype(dtype)
-            log_y[0, 3] = -np.inf
-            g = np.ldexp(rng.uniform(-1, 1, (8, 6)), int(exponent)).astype(dtype)
-            g[4:] *= rng.permuted(np.eye(6), axis=0)[:4].astype(dtype)  # one gradient, the others 0
-            g[2] = abs(g[2])
-            compare_backward("log_softmax_backward", (g, log_y), temperature=temperature)
+    for g, log_y in ends_of_log_softmax_backward(rng, DTYPES[dtype]):
+        compare_backward("log_softmax_backward", (g, log_y), temperature=temperature)
 
 
 @pytest.mark.parametrize("n", [5, 300, 100_003])
 def test_a_sum_of_gradients_that_overflows(n, rng):
     if n > 100_000 and numba.config.NUMBA_NUM_THREADS > 1:
         assert split_rows(1, n), "a row shared by threads"
-    g = np.full((1, n), 1.7e308)
-    g[0, ::2] = -1.7e308
-    g[0, :3] = 1.7e308  # sums of 3 and more overflow on the way
-    log_y = np.full((1, n), -np.log(4.0))
+    g, log_y = overflowing_gradients(n, DTYPES["float64"])
     compare_backward("log_softmax_backward", (g, log_y))
     compare_backward("log_softmax_backward", (g, log_y), temperature=4.0)
 
@@ -349,37 +338,16 @@ def test_a_sum_of_gradients_that_overflows(n, rng):
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e10])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_logsumexp_backward_at_the_ends_of_the_range(dtype, size, temperature, rng):
-    # probabilities and products below the smallest float that 1 / T enlarges, and c = 0 beside a large T
-    deep = depth(DTYPES[dtype])
-    x = (-temperature * deep * np.array([[0, 0.9, 0.97, 1.02, 1.2]])).astype(dtype)
-    for lse in (0.0, 300.0, 3999.0):
-        given = (x + np.asarray(lse * temperature, dtype)).astype(dtype)
-        compare_backward(
-            "logsumexp_backward",
-            (np.array([[size]], dtype), given, np.array([[lse]], dtype)),
-            temperature=temperature,
-        )
+    for arguments in ends_of_logsumexp_backward(DTYPES[dtype], size, temperature):
+        compare_backward("logsumexp_backward", arguments, temperature=temperature)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 3.0, 10.0, 1e5, 1e-5])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_logsumexp_backward_of_huge_logits(dtype, temperature, rng):
-    # x / T - lse is small though neither is, and no rounded 1 / T gives it
-    # beyond these the oracle, too, needs a T of few bits
-    few_bits, most = np.finfo(dtype).maxexp - 25, 45 if dtype == "float64" else 25
-    top, dtype = few_bits if temperature >= 3 else most, DTYPES[dtype]
-    lse = np.ldexp(rng.integers(1, 9, 300).astype(float), rng.integers(12, top, 300)).astype(dtype)
-    lse[200:] = rng.uniform(2**13, 2**16, 100)
-    with np.errstate(over="ignore"):
-        x = (lse.astype(np.longdouble) * temperature).astype(dtype)
-    lse, x = lse[np.isfinite(x)], x[np.isfinite(x)]
-    exact = [
-        Fraction(float(a)) / Fraction(temperature) - Fraction(float(b)) for a, b in zip(x, lse, strict=True)
-    ]
-    close = np.array([abs(v) < 30 for v in exact])
-    assert close.sum() >= 50
-    grad = rng.standard_normal((close.sum(), 1)).astype(dtype)
-    compare_backward("logsumexp_backward", (grad, x[close, None], lse[close, None]), temperature=temperature)
+    arguments = huge_logits(rng, DTYPES[dtype], temperature)
+    assert len(arguments[0]) >= 50
+    compare_backward("logsumexp_backward", arguments, temperature=temperature)
 
 
 # --- the oracle itself -------------------------------------------------------------------------------------

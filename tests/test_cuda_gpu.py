@@ -15,7 +15,15 @@ import numpy as np
 import oracle
 import pytest
 from oracle import Format, check, limit
-from samples import BACKWARD, FORWARD, sample
+from samples import (
+    BACKWARD,
+    FORWARD,
+    ends_of_log_softmax_backward,
+    ends_of_logsumexp_backward,
+    huge_logits,
+    overflowing_gradients,
+    sample,
+)
 
 import numbasoft
 from numbasoft import cuda
@@ -136,6 +144,23 @@ def test_every_family(name, dtype, family, rng):
 @by_forward
 def test_temperatures(name, dtype, temperature, rng):
     compare(name, sample("magnitudes", rng, 5, 201, dtype), rng, temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 3.0, 1e-5, 1e20])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_backward_at_the_ends_of_the_range(dtype, temperature, rng):
+    dtype = np.dtype(dtype)
+    given = [("log_softmax_backward", a) for a in ends_of_log_softmax_backward(rng, dtype)]
+    given += [("log_softmax_backward", overflowing_gradients(n, dtype)) for n in (5, 300, 100_003)]
+    given += [("logsumexp_backward", a) for a in ends_of_logsumexp_backward(dtype, 1.0, temperature)]
+    if temperature < 1e20:  # beyond, the oracle needs a T of few bits
+        given.append(("logsumexp_backward", huge_logits(rng, dtype, temperature)))
+    for name, arrays in given:
+        for axis in (-1, 0):
+            arrays = [np.ascontiguousarray(a.T) if axis == 0 else a for a in arrays]
+            got = run(name, arrays, axis, temperature=temperature)
+            want = getattr(oracle, name)(*arrays, axis, temperature=temperature)
+            check(got, want, 4, f"{name} T {temperature}")
 
 
 def test_float32_softmax_of_very_many_short_rows(rng):

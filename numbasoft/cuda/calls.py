@@ -89,7 +89,7 @@ def forward_steps(operation, storage, temperature, masked, where_from, aligned, 
         of_y = (strides[-1][0], strides[-1][2]) if operation.reduced else strides[-1]
         blocks, threads = geometry.column_blocks(outer, inner), geometry.column_threads(n)
         arguments = x, *strides[0], mask, *of_mask, n, inner, *numbers, y, *of_y
-        most = geometry.MOST_COLUMN_THREADS
+        most = geometry.column_bounds(storage, backward=False)
         return Prepared((one(operation.columns, (storage, masked), blocks, threads, most, *arguments),), 0)
 
     rows, n, pitches, steps = where_from
@@ -99,7 +99,7 @@ def forward_steps(operation, storage, temperature, masked, where_from, aligned, 
     if how:
         options = (storage, how.vectors, aligned, masked)
         arguments = *source, rows, n, how.team, *numbers, *result
-        blocks, most = how.blocks(rows), geometry.most_threads(how.vectors, storage, in_pairs=masked)
+        blocks, most = how.blocks(rows), geometry.row_bounds(how.vectors, storage, masked)
         return Prepared((one(operation.rows, options, blocks, how.threads, most, *arguments),), 0)
 
     segments, threads = geometry.segments_of(n, storage), geometry.SEGMENT_THREADS
@@ -107,7 +107,8 @@ def forward_steps(operation, storage, temperature, masked, where_from, aligned, 
     first = one(split.maxima, (storage, masked), blocks, threads, threads, *source, n, segments, work)
     options = (storage, masked, operation.others)
     arguments = *source, n, segments, *numbers[:2], work
-    second = one(split.sums, options, blocks, threads, threads, *arguments)
+    most = geometry.sum_bounds(storage, masked, operation.others)
+    second = one(split.sums, options, blocks, threads, most, *arguments)
     if operation.reduced:
         arguments = segments, *numbers, work, *result
         third = one(operation.last, (storage,), rows, threads, threads, *arguments)
@@ -132,7 +133,7 @@ def backward_steps(operation, storage, temperature, where_from, aligned, ordinal
         outer, n, inner, (of_g, of_y, of_dx) = where_from
         blocks, threads = geometry.column_blocks(outer, inner), geometry.column_threads(n)
         arguments = g, *of_g, y, *of_y, n, inner, *numbers, dx, *of_dx
-        most = geometry.MOST_COLUMN_THREADS
+        most = geometry.column_bounds(storage, backward=True)
         return Prepared((one(operation.columns, (storage,), blocks, threads, most, *arguments),), 0)
 
     rows, n, pitches, _ = where_from
@@ -163,8 +164,8 @@ def logsumexp_backward_steps(operation, storage, reduced, temperature, where_fro
     precise = storage == "f8"
     numbers = (
         *elementary.scale(temperature, precise),
-        temperature,
-        *elementary.inverse(temperature, precise),
+        *elementary.in_three(temperature, precise),
+        1 / temperature,
     )
     if isinstance(where_from, layout.Columns):
         outer, n, inner, (of_g, of_x, of_lse, of_dx) = where_from

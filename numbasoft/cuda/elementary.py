@@ -29,12 +29,16 @@ from .backend import (
     as_integer,
     exp2_approximate,
     exponent,
+    first_half_power,
     fma,
     integer_as,
     integer_sum,
     maximum,
+    minus,
     number,
+    plus,
     power_of_two_above,
+    second_half_power,
     select,
     times_power,
 )
@@ -51,6 +55,9 @@ D5, D6, D7, D8 = elementary.D5, elementary.D6, elementary.D7, elementary.D8
 D9, D10, D11 = elementary.D9, elementary.D10, elementary.D11
 
 INFINITY, NAN = float("inf"), float("nan")
+
+# Where x / T - lse is farther from the best c / T - lse than this, it decides: the result is 0 or infinite.
+BEYOND = 4500.0
 
 # Integers of 64 bits hold the sum of a part of a row; the sum of all parts needs more.
 PART_BITS = 24
@@ -88,10 +95,13 @@ def arithmetic_of(storage, gradient=False):
 
 @jit.device
 def two_sum(a, b):
-    """a + b as the rounded sum and what the rounding lost (Knuth)."""
-    s = a + b
-    z = s - a
-    return s, (a - (s - z)) + (b - z)
+    """a + b as the rounded sum and what the rounding lost (Knuth).
+
+    With + and - ptxas would fuse a product given as a or b, and count what its rounding lost as lost here.
+    """
+    s = plus(a, b)
+    z = minus(s, a)
+    return s, plus(minus(a, minus(s, z)), minus(b, z))
 
 
 @jit.device
@@ -141,6 +151,9 @@ def arithmetic(kind):
     largest = 2.0**offset
     lowest_power = offset + k.bias - 3.0
     tiny, lift = k.tiny, k.lift
+    wide_magic, widest_power = k.magic + 2.0 * k.bias, 2.0 * k.bias - 4.0
+    one_power = k.magic + k.bias
+    most = (2.0 - 2.0**-23) * 2.0**127 if k.bias == 127.0 else elementary.MAX_64
     log_2, log_2_rest = k.log_2
     log2_e, log2_e_rest = elementary.scale(1.0, kind == "f8")
     to_unit, from_unit = unit / largest, 1.0 / unit
@@ -162,12 +175,56 @@ def arithmetic(kind):
         return split_shift(select(is_far, m, 0.0), select(is_far, 0.0, m), high, low, high)
 
     @jit.device
-    def shift_of_lse(lse, temperature, inverse, inverse_rest, high):
-        """As ``shift_of``, for exp(x / T - lse)."""
-        c = select(absolute(lse) >= FAR, lse * temperature, 0.0)
-        near = fma(0.0 - c, inverse_rest, fma(0.0 - c, inverse, lse))
-        # where c overflows it alone decides
-        return split_shift(c, select(absolute(c) == INFINITY, 0.0, near), log2_e, log2_e_rest, high)
+    def shift_of_lse(lse, temperature, inverse, high):
+        """As ``shift_of``, for exp(x / T - lse); T is the sum of three numbers, ``inverse`` is 1 / T.
+
+        That alone would not do: lse - c / T, with c about lse * T, is (lse * T - c) / T.
+        """
+        t, t_rest, t_last = temperature
+        is_far = absolute(lse) >= FAR
+        c = select(is_far, lse * t, 0.0)
+        c = select(c > most, most, select(c < -most, -most, c))
+        product = lse * t_rest
+        rest, rest_lost = two_sum(fma(lse, t, 0.0 - c), product)
+        rest_lost = rest_lost + (fma(lse, t_rest, 0.0 - product) + lse * t_last)
+        near = rest * inverse
+        lost = (fma(0.0 - near, t, rest) + (rest_lost - near * t_rest)) * inverse
+        near, lost = select(is_far, near, lse), select(is_far, lost, 0.0)
+        # where c is that far off, it is the nearest number all the same, and all others are farther off
+        lost = select(absolute(near) < BEYOND, lost, 0.0)
+        near = select(near > BEYOND, BEYOND, select(near < -BEYOND, -BEYOND, near))
+        is_infinite = absolute(lse) == INFINITY
+        c, near = select(is_infinite, lse, c), select(is_infinite, 0.0, near)
+        centre, fraction, rest, lowest = split_shift(c, near, log2_e, log2_e_rest, high)
+        return centre, fraction, fma(0.0 - lost, log2_e, rest), lowest
+
+    @jit.device
+    def factor_and_power(v):
+        """v as a factor below 2 (from 1 on, for v from 2**-80 or 2**-900 on) and the n of a power of two 2**n."""
+        n = exponent(power_of_two_above(absolute(v))) - 1.0
+        return times_power(v, one_power - n), n
+
+    @jit.device
+    def wide_shift(shift, power, high):
+        """What ``wide_exponential`` takes for exp((x - m) / T) * 2**power, power being a whole number."""
+        centre, fraction, rest, _ = shift
+        fraction, unit = fraction + power, 1.0 / high
+        lowest, highest = (-widest_power - fraction) * unit, (widest_power - fraction) * unit
+        return centre, fraction, rest, lowest, highest
+
+    @jit.device
+    def wide_exponential(x, shift, high, low):
+        """exp((x - m) / T) * 2**power as the product of a number and a power of two.
+
+        Each is about a root of it: times a factor between them, nothing over- or underflows that the
+        result does not. Error below 0.8 ULP; NaN stays NaN.
+        """
+        centre, fraction, rest, lowest, highest = shift
+        d = maximum(lowest, x - centre)
+        d = select(d > highest, highest, d)
+        t = fma(d, high, fraction) + wide_magic
+        r = fma(d, high, (wide_magic - t) + fraction) + fma(d, low, rest)
+        return fma(polynomial(r), r, 1.0) * first_half_power(t), second_half_power(t)
 
     @jit.device
     def exponential(x, shift, high, low):
@@ -265,7 +322,8 @@ def arithmetic(kind):
     if kind == "h4":
         shift_of, exponential = plain_shift, short_exponential
     return SimpleNamespace(
-        compute="f8" if kind == "f8" else "f4", largest=largest, log2_e=(log2_e, log2_e_rest), small=largest * tiny, shift_of=shift_of, shift_of_lse=shift_of_lse, exponential=exponential,
+        compute="f8" if kind == "f8" else "f4", largest=largest, log2_e=(log2_e, log2_e_rest), shift_of=shift_of, shift_of_lse=shift_of_lse, exponential=exponential,
+        factor_and_power=factor_and_power, wide_shift=wide_shift, wide_exponential=wide_exponential,
         sum_of=sum_of, pair_of=pair_of, reciprocal=reciprocal, log1p_of=log1p_of, log_of_sum=log_of_sum,
         lift_for=lift_for, top_of=top_of, signed_sum_of=signed_sum_of,
     )  # fmt: skip

@@ -76,6 +76,28 @@ def most_threads(vectors, storage, in_pairs=False):
     return MIDDLE_BLOCK if vectors == middle and middle != many else MOST_THREADS
 
 
+# What ptxas is told of a launch: the most threads of a block, or those and how many blocks of them a
+# multiprocessor has to hold at least. Told the threads alone it aims at more blocks, and here spills for them.
+
+
+def row_bounds(vectors, storage, masked):
+    """Of a kernel for rows."""
+    threads = most_threads(vectors, storage, masked)
+    return (threads, 2) if masked and vectors == 1 and ITEMSIZE[storage] == 2 else threads
+
+
+def column_bounds(storage, backward):
+    """Of a kernel that reads columns again and again, forward or backward."""
+    if storage == "f8":
+        return MOST_COLUMN_THREADS, 1
+    return (MOST_COLUMN_THREADS, 2) if backward else MOST_COLUMN_THREADS
+
+
+def sum_bounds(storage, masked, others):
+    """Of ``split.sums``."""
+    return (SEGMENT_THREADS, 3) if others and not masked and ITEMSIZE[storage] == 2 else SEGMENT_THREADS
+
+
 def power_of_two(n):
     """The smallest power of two not below n."""
     return 1 << max(0, n - 1).bit_length()

@@ -201,6 +201,28 @@ def fma(typingctx, a, b, c):
     )(a, b, c)
 
 
+def rounded(name):
+    """Addition or subtraction of what a and b were rounded to: ptxas fuses no multiplication with it."""
+
+    def emit(builder, a, b):
+        kind, letter = ("f64", "d") if a.type == DOUBLE else ("f32", "f")
+        return asm(builder, a.type, f"{name}.rn.{kind} $0, $1, $2;", f"={letter},{letter},{letter}", a, b)
+
+    return lanewise(emit)
+
+
+@intrinsic
+def plus(typingctx, a, b):
+    """a + b, which may be products, each rounded."""
+    return rounded("add")(a, b)
+
+
+@intrinsic
+def minus(typingctx, a, b):
+    """a - b, which may be products, each rounded."""
+    return rounded("sub")(a, b)
+
+
 def larger(builder, a, b):
     if a.type == FLOAT:
         return asm(builder, FLOAT, "max.NaN.f32 $0, $1, $2;", "=f,f,f", a, b)
@@ -229,6 +251,8 @@ def absolute(typingctx, a):
 def select(typingctx, mask, a, b):
     """a where the mask holds, else b."""
     vector = widest((a, b))
+    if vector is not None and vector.lanes == 1 and isinstance(mask, Mask):
+        vector = Vector(vector.element, mask.lanes)
     if vector is None or not isinstance(mask, Mask) or mask.lanes not in (1, vector.lanes):
         return None
 
@@ -292,6 +316,29 @@ def times_power(typingctx, v, t):
         return builder.fmul(v, builder.bitcast(power, v.type))
 
     return lanewise(emit)(v, t)
+
+
+def power_of_bits(part):
+    """An intrinsic's typing and lowering: 2**n, n with the exponent's bias being ``part`` of the low bits of t."""
+
+    def emit(builder, t):
+        bits, place = (I64, 52) if t.type == DOUBLE else (I32, 23)
+        n = part(builder, builder.bitcast(t, bits), ir.Constant(bits, 1))
+        return builder.bitcast(builder.shl(n, ir.Constant(bits, place)), t.type)
+
+    return lanewise(emit)
+
+
+@intrinsic
+def first_half_power(typingctx, t):
+    """2**(n // 2), where n is what the low bits of t say, with twice the exponent's bias."""
+    return power_of_bits(lambda builder, n, one: builder.lshr(n, one))(t)
+
+
+@intrinsic
+def second_half_power(typingctx, t):
+    """2**(n - n // 2), with n as of ``first_half_power``."""
+    return power_of_bits(lambda builder, n, one: builder.sub(n, builder.lshr(n, one)))(t)
 
 
 @intrinsic

@@ -62,6 +62,14 @@ def exact_product(a, b):
     return p, ((ah * bh - p) + ah * bl + al * bh) + al * bl
 
 
+def plus(a, b):
+    return a + b
+
+
+def minus(a, b):
+    return a - b
+
+
 def maximum(a, b):
     return np.maximum(*common(a, b))
 
@@ -102,6 +110,17 @@ def integers(v):
 def times_power(v, t):
     kind, place = integers(v)
     return v * (t.view(kind) << place).view(v.dtype)
+
+
+def first_half_power(t):
+    kind, place = integers(t)
+    return (t.view(kind) >> 1 << place).view(t.dtype)
+
+
+def second_half_power(t):
+    kind, place = integers(t)
+    n = t.view(kind)
+    return (n - (n >> 1) << place).view(t.dtype)
 
 
 def power_of_two_above(v):

@@ -9,6 +9,7 @@ from ...cuda import jit
 from ...cuda.backend import (
     absolute,
     count,
+    exponent,
     fma,
     gatherer,
     largest_lane,
@@ -16,6 +17,7 @@ from ...cuda.backend import (
     mask_of,
     maximum,
     number,
+    power_of_two_above,
     scatterer,
     select,
     storer,
@@ -286,33 +288,45 @@ def subtract(storage, masked):
     )
 
 
+# Room for the number of terms beside the largest 1 / T, by which no gradient up to LARGE overflows.
+ROOM, LARGE = 2.0**-16, 2.0**20
+
+
 @lru_cache
 def gradients(storage):
     """(g - exp(log_y) * sum g) / T for a thread's elements, and what it needs once for every row."""
     a = arithmetic_of(storage, gradient=True)
-    pair_of, top_of, shift_of, exponential = a.pair_of, a.top_of, a.shift_of, a.exponential
-    largest = a.largest
+    pair_of, top_of, shift_of = a.pair_of, a.top_of, a.shift_of
+    wide_shift, wide_exponential = a.wide_shift, a.wide_exponential
 
     @jit.device
-    def sum_of_row(up, down, lift, total):
-        """sum g, lifted twice, by ``largest``: in two parts, from the largest terms and the sum of all."""
-        high, low = pair_of(up, total)
-        top = top_of(maximum(up, down), lift) * (1.0 / largest)
+    def share_of_row(up, down, lift, total, inverse, high, low):
+        """What ``gradient`` needs of a row: sum g / T as a factor and, in the shift, a power of two; and a size.
+
+        It is made from the largest terms and the sum of all, lifted twice. Where g is larger than LARGE its
+        quotient by T may overflow, though the difference does not: there all is done smaller by that size.
+        """
+        s, lost = pair_of(up, total)
         # where a term is infinite or NaN, up - down is what any sum of the terms is
         is_finite = maximum(up, down) < INFINITY
-        return select(is_finite, high * top, up - down), select(is_finite, low * top, 0.0)
+        s, lost = select(is_finite, s, up - down), select(is_finite, lost, 0.0)
+        factor = fma(s * ROOM, inverse, (lost * ROOM) * inverse)
+        power = exponent(top_of(maximum(up, down), lift)) - exponent(lift * lift * ROOM)
+        shift = wide_shift(shift_of(number(high, 0.0), high, low), power, high)
+        size = maximum(power_of_two_above(inverse), number(inverse, 1.0))
+        return factor, shift, size, 1.0 / size
 
     @jit.device
-    def gradient(g, log_y, total, lift, inverse, high, low):
+    def gradient(g, log_y, share, inverse, high, low):
         """(g - exp(log_y) * sum g) / T; 0 where log_y is -inf."""
-        shift = shift_of(number(high, 0.0), high, low)
-        e = select(log_y < shift[3], 0.0, exponential(log_y, shift, high, low))
-        e = select(log_y > 40.0, INFINITY, e)
-        d = fma(e, 0.0 - total[0], (g * lift) * lift) - e * total[1]
-        dx = ((d * inverse) * (1.0 / lift)) * (1.0 / lift)
-        return select(log_y == -INFINITY, 0.0, dx)
+        factor, shift, size, smaller = share
+        e, power = wide_exponential(log_y, shift, high, low)
+        is_large = absolute(g) > LARGE
+        smaller = select(is_large, smaller, 1.0)
+        d = fma(0.0 - (e * smaller) * factor, power, (g * smaller) * inverse)
+        return select(log_y == -INFINITY, 0.0, select(is_large, d * size, d))
 
-    return sum_of_row, gradient
+    return share_of_row, gradient
 
 
 @lru_cache
@@ -320,7 +334,7 @@ def backward(storage, vectors, aligned):
     """Gradients of rows that fit into the registers of a team."""
     a = arithmetic_of(storage, gradient=True)
     lift_for, top_of, signed_sum_of = a.lift_for, a.top_of, a.signed_sum_of
-    sum_of_row, gradient = gradients(storage)
+    share_of_row, gradient = gradients(storage)
     load_g = loader(storage, a.compute, vectors, aligned, 0.0)
     load_y = loader(storage, a.compute, vectors, aligned, -INFINITY)
     store = storer(storage, a.compute, vectors, aligned)
@@ -359,9 +373,9 @@ def backward(storage, vectors, aligned):
         total, rest = team_sum(total, team, cells, 2), team_sum(rest, team, cells, 3)
 
         # every g less its share of that
-        of_row = sum_of_row(up, down, lift, parts_of(total, rest))
         high, low, inverse = vector_of(high), vector_of(low), vector_of(inverse)
-        result = gradient(d, v, of_row, lift, inverse, high, low)
+        share = share_of_row(up, down, lift, parts_of(total, rest), inverse, high, low)
+        result = gradient(d, v, share, inverse, high, low)
         store(dx + row * dx_pitch, at, thread, team, n, on, result)
 
     return log_softmax_backward, signature(
@@ -374,7 +388,7 @@ def backward_columns(storage):
     """Gradients of rows that lie along another axis: 32 of them side by side, read three times."""
     a = arithmetic_of(storage, gradient=True)
     lift_for, top_of, signed_sum_of = a.lift_for, a.top_of, a.signed_sum_of
-    sum_of_row, gradient = gradients(storage)
+    share_of_row, gradient = gradients(storage)
     gather_g, gather_y = gatherer(storage, a.compute, 0.0), gatherer(storage, a.compute, -INFINITY)
     scatter = scatterer(storage)
     kind = number_type(a.compute)
@@ -431,14 +445,14 @@ def backward_columns(storage):
             rest += part[1]
             j += share * STRIDED_LANES
         total, rest = column_sum(total, cells), column_sum(rest, cells)
-        of_column = sum_of_row(up, down, lift, parts_of(total, rest))
+        of_column = share_of_row(up, down, lift, parts_of(total, rest), inverse, high, low)
 
         # every g less its share of that
         j = start
         while j < n:
             v = gather_y(log_y_at, log_y_step, j, share, n)
             d = gather_g(g_at, g_step, j, share, n)
-            result = gradient(d, v, of_column, lift, inverse, high, low)
+            result = gradient(d, v, of_column, inverse, high, low)
             scatter(dx_at, dx_step, j, share, n, on, result)
             j += share * STRIDED_LANES
 
@@ -453,7 +467,7 @@ def backward_segments(storage):
     """Gradients of a segment of a long row (see numbasoft.cuda.split)."""
     a = arithmetic_of(storage, gradient=True)
     lift_for = a.lift_for
-    sum_of_row, gradient = gradients(storage)
+    share_of_row, gradient = gradients(storage)
     held, at_once = SEGMENT_VECTORS[storage], LAST_VECTORS[storage]
     load_g = loader(storage, a.compute, at_once, False, 0.0)
     load_y = loader(storage, a.compute, at_once, False, -INFINITY)
@@ -483,12 +497,13 @@ def backward_segments(storage):
         up = maximum_of(inverse, work, row, segments, MAXIMUM, cells, 0)
         down = maximum_of(inverse, work, row, segments, SECOND, cells, 1)
         lift = lift_for(maximum(up, down))
-        of_row = sum_of_row(up, down, lift, sum_over(work, row, segments, cells, 2))
+        total = sum_over(work, row, segments, cells, 2)
+        share = share_of_row(up, down, lift, total, inverse, high, low)
         g_at, dx_at = g + row * g_pitch + begin * itemsize, dx + row * dx_pitch + begin * itemsize
         # loaded only now, part by part: held through the sums the rows take up to 196 registers
         while thread < held * team:
             v, d = load_y(at, at, thread, team, inside), load_g(g_at, at, thread, team, inside)
-            result = gradient(d, v, of_row, lift, inverse, high, low)
+            result = gradient(d, v, share, inverse, high, low)
             store(dx_at, at, thread, team, inside, True, result)
             thread += at_once * team
 

@@ -160,7 +160,7 @@ def logsumexp_backward(
     -------
     numpy.ndarray
         dx, within 4 ULP; exactly 0 where ``x`` is -inf. Where x / T exceeds lse by more than
-        40, which no lse of this x does, it is infinite.
+        40, which no lse of this x does, it may be infinite.
 
     Raises
     ------

@@ -230,34 +230,28 @@ def combine(storage):
 def gradients(storage):
     """g * exp(x / T - lse) / T for a thread's elements, and what it needs once for every row."""
     a = arithmetic_of(storage, gradient=True)
-    exponential, shift_of_lse = a.exponential, a.shift_of_lse
-    small, largest = a.small, a.largest
+    shift_of_lse, factor_and_power = a.shift_of_lse, a.factor_and_power
+    wide_shift, wide_exponential = a.wide_shift, a.wide_exponential
 
     @jit.device
-    def factors_of(g, inverse):
-        """Two factors, g / T / ``largest`` together, that lose nothing on the way."""
-        product = g * inverse
-        is_small = absolute(product) < small
-        first = select(is_small, 1.0 / largest, product * (1.0 / largest))
-        return first, select(is_small, product, 1.0)
+    def factor_and_shift(g, lse, temperature, inverse, high):
+        """g / T as a factor and, in the shift, a power of two: the exponential may need it to be a number."""
+        factor, power = factor_and_power(g)
+        return factor * inverse, wide_shift(shift_of_lse(lse, temperature, inverse, high), power, high)
 
     @jit.device
-    def gradient(v, g, factors, shift, high, low):
-        d = v - shift[0]
-        e = select(d < shift[3], 0.0, exponential(v, shift, high, low))
-        dx = (e * factors[0]) * factors[1]
-        # x / T above lse by 40 powers of two, which no lse of this x is
-        dx = select(fma(d, high, shift[1]) > 40.0, select(g == 0.0, 0.0, g * INFINITY), dx)
-        return select(v == -INFINITY, 0.0, dx)
+    def gradient(v, factor, shift, high, low):
+        e, power = wide_exponential(v, shift, high, low)
+        return select(v == -INFINITY, 0.0, (e * factor) * power)
 
-    return shift_of_lse, factors_of, gradient
+    return factor_and_shift, gradient
 
 
 @lru_cache
 def backward(storage, vectors, aligned, reduced):
     """Gradients of rows, each in one segment or more: no element needs another."""
     a = arithmetic_of(storage, gradient=True)
-    shift_of_lse, factors_of, gradient = gradients(storage)
+    factor_and_shift, gradient = gradients(storage)
     load = loader(storage, a.compute, vectors, aligned, -INFINITY)
     store = storer(storage, a.compute, vectors, aligned)
     read = reader(reduced, a.compute)  # g and lse may be wider than x
@@ -278,9 +272,10 @@ def backward(storage, vectors, aligned, reduced):
         length,  # IN   elements of a segment
         high,  # IN   log2(e) / T in two parts
         low,
-        temperature,  # IN   T, and 1 / T in two parts
-        inverse,
-        inverse_rest,
+        temperature,  # IN   T in three parts
+        temperature_rest,
+        temperature_last,
+        inverse,  # IN   1 / T
         dx,  # OUT  address of the first row: g * exp(x / T - lse) / T
         dx_pitch,  # IN   bytes from row to row
     ):
@@ -292,17 +287,16 @@ def backward(storage, vectors, aligned, reduced):
         at = x + row * x_pitch + begin * itemsize
         v = load(at, at, thread, team, inside)
         high, low = vector_of(high), vector_of(low)
-        temperature, inverse, inverse_rest = (
-            vector_of(temperature), vector_of(inverse), vector_of(inverse_rest)
-        )  # fmt: skip
-        of_row = read(g + row * g_pitch)
-        shift = shift_of_lse(read(lse + row * lse_pitch), temperature, inverse, inverse_rest, high)
-        result = gradient(v, of_row, factors_of(of_row, inverse), shift, high, low)
+        inverse = vector_of(inverse)
+        temperature = vector_of(temperature), vector_of(temperature_rest), vector_of(temperature_last)
+        of_g, of_lse = read(g + row * g_pitch), read(lse + row * lse_pitch)
+        factor, shift = factor_and_shift(of_g, of_lse, temperature, inverse, high)
+        result = gradient(v, factor, shift, high, low)
         store(dx + row * dx_pitch + begin * itemsize, at, thread, team, inside, on, result)
 
     return logsumexp_backward, signature(
         address, whole, address, whole, address, whole, whole, size, size, size, size,
-        kind, kind, kind, kind, kind, address, whole,
+        kind, kind, kind, kind, kind, kind, address, whole,
     )  # fmt: skip
 
 
@@ -310,7 +304,7 @@ def backward(storage, vectors, aligned, reduced):
 def backward_columns(storage, reduced):
     """Gradients of rows that lie along another axis: 32 of them side by side."""
     a = arithmetic_of(storage, gradient=True)
-    shift_of_lse, factors_of, gradient = gradients(storage)
+    factor_and_shift, gradient = gradients(storage)
     gather, scatter = gatherer(storage, a.compute, -INFINITY), scatterer(storage)
     read = reader(reduced, a.compute)
     kind = number_type(a.compute)
@@ -330,9 +324,10 @@ def backward_columns(storage, reduced):
         inner,  # IN   columns side by side
         high,  # IN   log2(e) / T in two parts
         low,
-        temperature,  # IN   T, and 1 / T in two parts
-        inverse,
-        inverse_rest,
+        temperature,  # IN   T in three parts
+        temperature_rest,
+        temperature_last,
+        inverse,  # IN   1 / T
         dx,  # OUT  address of the first element: g * exp(x / T - lse) / T
         dx_outer,  # IN   as of x
         dx_step,
@@ -340,23 +335,21 @@ def backward_columns(storage, reduced):
     ):
         i, k, start, share, on = column_of(inner)
         high, low = vector_of(high), vector_of(low)
-        temperature, inverse, inverse_rest = (
-            vector_of(temperature), vector_of(inverse), vector_of(inverse_rest)
-        )  # fmt: skip
-        of_column = read(g + i * g_outer + k * g_inner)
+        inverse = vector_of(inverse)
+        temperature = vector_of(temperature), vector_of(temperature_rest), vector_of(temperature_last)
+        of_g = read(g + i * g_outer + k * g_inner)
         of_lse = read(lse + i * lse_outer + k * lse_inner)
-        shift = shift_of_lse(of_lse, temperature, inverse, inverse_rest, high)
-        factors = factors_of(of_column, inverse)
+        factor, shift = factor_and_shift(of_g, of_lse, temperature, inverse, high)
         at, dx_at = x + i * x_outer + k * x_inner, dx + i * dx_outer + k * dx_inner
         j = start
         while j < n:
             v = gather(at, x_step, j, share, n)
-            scatter(dx_at, dx_step, j, share, n, on, gradient(v, of_column, factors, shift, high, low))
+            scatter(dx_at, dx_step, j, share, n, on, gradient(v, factor, shift, high, low))
             j += share * STRIDED_LANES
 
     return logsumexp_backward_columns, signature(
         address, whole, whole, address, whole, whole, whole, address, whole, whole, size, size,
-        kind, kind, kind, kind, kind, address, whole, whole, whole,
+        kind, kind, kind, kind, kind, kind, address, whole, whole, whole,
     )  # fmt: skip
 
 
