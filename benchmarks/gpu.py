@@ -30,6 +30,7 @@ SHAPES = [(min(32_768, MOST_BYTES // 4 // n), n) for n in WIDTHS] + [(8, 262_144
 FUNCTIONS = {
     "softmax": 2, "log_softmax": 2, "softmax_backward": 3, "log_softmax_backward": 3, "logsumexp": 1,
     "logsumexp_backward": 2,
+    "cross_entropy": 1, "cross_entropy_value_and_grad": 2,
 }  # fmt: skip
 DTYPES = ["bfloat16", "float32", "float16", "float64"]
 JAX_DTYPES = ["bfloat16", "float32"]  # it compiles for every shape, which takes longer than measuring
@@ -63,6 +64,10 @@ def libraries(flush):
         "log_softmax_backward": lambda g, y: torch.ops.aten._log_softmax_backward_data(g, y, -1, y.dtype),
         # as its autograd does
         "logsumexp_backward": lambda g, x, lse: g[:, None] * (x - lse[:, None]).exp(),
+    }
+    of_torch |= {
+        "cross_entropy": torch.nn.functional.cross_entropy,
+        "cross_entropy_value_and_grad": torch_value_and_grad,
     }
     result["PyTorch"] = Rival(of_torch, same, by_events)
     missing = {}
@@ -140,6 +145,15 @@ def jax_rival():
     return Rival(jax_functions(), to_jax, by_clock, JAX_DTYPES)
 
 
+def torch_value_and_grad(x, target):
+    import torch
+
+    x = x.detach().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(x, target)
+    (grad,) = torch.autograd.grad(loss, x)
+    return loss.detach(), grad
+
+
 def triton_softmax():
     """The softmax of Triton's tutorial: a row to a program, padded to a power of two."""
     import torch
@@ -170,6 +184,8 @@ def arguments(name, rows, n, dtype, generator):
     import torch
 
     x = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
+    if name.startswith("cross_entropy"):
+        return x, torch.randint(n, (rows,), device="cuda", generator=generator)
     if not name.endswith("_backward"):
         return (x,)
     if name == "logsumexp_backward":
@@ -179,8 +195,20 @@ def arguments(name, rows, n, dtype, generator):
 
 
 def expected(name, given):
-    """The first rows in float64, by PyTorch."""
+    """The first rows in float64, by PyTorch; the loss of all rows."""
     import torch
+
+    if name.startswith("cross_entropy"):
+        x, target = given
+        rows, step = len(x), 64
+        parts = [
+            torch.nn.functional.cross_entropy(x[i : i + step].double(), target[i : i + step], reduction="sum")
+            for i in range(0, rows, step)
+        ]
+        loss = torch.stack(parts).sum() / rows
+        p = torch.softmax(x[:4].double(), -1)
+        p[torch.arange(len(p)), target[:4]] -= 1
+        return loss if name == "cross_entropy" else (loss, p / rows)
 
     rows = [a[:4].double() for a in given]
     if name == "softmax_backward":
@@ -196,13 +224,21 @@ def expected(name, given):
 
 
 def is_right(name, given, got):
+    if isinstance(got, tuple):
+        return all(is_close(given, g, w) for g, w in zip(got, expected(name, given), strict=True))
+    return is_close(given, got, expected(name, given))
+
+
+def is_close(given, got, want):
     import torch
 
     got = torch.as_tensor(got) if isinstance(got, torch.Tensor) else torch.from_dlpack(got)
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-    want = expected(name, given)
+    want = torch.atleast_1d(want)
     allowed = tolerance[given[0].dtype] * want.abs().clamp_min(want.abs().amax(-1, keepdim=True) * 1e-3)
-    return bool(((got[:4].double() - want).abs() <= allowed + 1e-30).all())
+    finfo = torch.finfo(given[0].dtype)  # a mean's gradient may be less than the smallest number of 16 bits
+    allowed = allowed + max(1e-30, finfo.smallest_normal * finfo.eps)
+    return bool(((torch.atleast_1d(got)[:4].double() - want).abs() <= allowed).all())
 
 
 def timed(call, flush):

@@ -199,6 +199,12 @@ CALLS = {
     "softmax_backward": lambda a, **o: numbasoft.softmax_backward(a, a, **o),
     "log_softmax_backward": lambda a, **o: numbasoft.log_softmax_backward(a, a, **o),
     "logsumexp_backward": lambda a, **o: numbasoft.logsumexp_backward(a, a, a, **o),
+    "cross_entropy": lambda a, **o: numbasoft.cross_entropy(a, a, **o),
+    "cross_entropy_value_and_grad": lambda a, **o: numbasoft.cross_entropy_value_and_grad(a, a, **o),
+    "cross_entropy_backward": lambda a, **o: numbasoft.cross_entropy_backward(1.0, a, a, **o),
+    "token_log_probs": lambda a, **o: numbasoft.token_log_probs(a, a, **o),
+    "nll_loss": lambda a, **o: numbasoft.nll_loss(a, a, **o),
+    "nll_loss_backward": lambda a, **o: numbasoft.nll_loss_backward(1.0, a, a, **o),
 }
 
 
@@ -264,7 +270,8 @@ needs_numba_cuda = pytest.mark.skipif(
     importlib.util.find_spec("numba_cuda") is None,
     reason="numba-cuda is not installed: pip install '.[cuda-test]'",
 )
-PARTS = {"simulated": {"NUMBA_ENABLE_CUDASIM": "1"}, "compiled": {}}
+SIMULATED = {"NUMBA_ENABLE_CUDASIM": "1"}
+PARTS = {"simulated": SIMULATED, "class_losses": SIMULATED, "compiled": {}}
 
 
 def run_part(part, environment):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import losses_oracle
 import numpy as np
 import oracle
 import pytest
@@ -333,6 +334,163 @@ def test_the_arrays_own_device(rng):
         numbasoft.softmax(x, stream=torch.cuda.Stream(device="cuda:0"))
     with pytest.raises(ValueError, match="on device 0"):
         numbasoft.softmax(x, out=torch.empty((50, 1000), device="cuda:0"))
+
+
+# --- losses over classes -----------------------------------------------------------------------------------
+
+LOSS_OPTIONS = {
+    "plain": {},
+    "smoothed": {"label_smoothing": 0.1},
+    "weighted": {"weight": True, "label_smoothing": 0.1, "z_loss": 1e-3, "temperature": 0.7},
+}
+
+
+def loss_arguments(rng, x, variant, soft):
+    """Targets, of which every other row's is the class of its largest logit, and options."""
+    n = x.shape[1]
+    chosen = dict(LOSS_OPTIONS[variant])
+    if "weight" in chosen:
+        chosen["weight"] = rng.uniform(0, 2, n)
+    target = rng.integers(n, size=len(x))
+    target[::2] = x[::2].astype("f8").argmax(1)
+    if soft:
+        q = rng.dirichlet(np.full(n, 0.3), len(x))
+        q[::2] = np.eye(n)[target[::2]]
+        target = q.astype(x.dtype)
+    return target, chosen
+
+
+def call(name, *arrays, library=LIBRARIES["numba"], **options):
+    given = [library.there(a) if isinstance(a, np.ndarray) else a for a in arrays]
+    options = {k: library.there(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    result = getattr(numbasoft, name)(*given, **options)
+    return tuple(map(library.here, result)) if isinstance(result, tuple) else library.here(result)
+
+
+def check_losses(x, target, chosen, what):
+    got = call("cross_entropy_value_and_grad", x, target, reduction="none", **chosen)
+    exact = dict(chosen)
+    exact["smoothing"] = exact.pop("label_smoothing", 0.0)
+    losses, gradients = losses_oracle.expected(x, target, **exact)
+    check(got[0], losses, 0.51 if x.itemsize == 2 else 4, f"loss {what}")
+    check(got[1], gradients, 4, f"gradient {what}")
+    alone = call("cross_entropy", x, target, reduction="none", **chosen)
+    check(alone, losses, 0.51 if x.itemsize == 2 else 4, f"loss alone {what}")
+    return got
+
+
+@pytest.mark.parametrize("n", [n for n in WIDTHS if n < 20_000 or n == 50_257])
+@by_dtype
+def test_cross_entropy_of_every_width(dtype, n, rng):
+    x = sample("random", rng, 3, n, dtype)
+    target, chosen = loss_arguments(rng, x, "plain", soft=False)
+    check_losses(x, target, chosen, f"{dtype} {n}")
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["classes", "probabilities"])
+@pytest.mark.parametrize("variant", LOSS_OPTIONS)
+@by_dtype
+def test_cross_entropy_of_every_kind(dtype, variant, soft, rng):
+    for family in ("random", "confident", "tied", "underflow", "ramp", "floor"):
+        for n in (2, 37, 1000, 5003, 40_001):
+            x = sample(family, rng, 3, n, dtype)
+            target, chosen = loss_arguments(rng, x, variant, soft)
+            check_losses(x, target, chosen, f"{dtype} {family} {n}")
+
+
+@pytest.mark.parametrize("n", [3, 64, 1003, 20_001, 70_001])
+@pytest.mark.parametrize("variant", LOSS_OPTIONS)
+@by_dtype
+def test_the_bits_of_a_loss_depend_on_the_row_alone(dtype, variant, n, rng):
+    x = sample("random", rng, 9, n, dtype)
+    target, chosen = loss_arguments(rng, x, variant, soft=False)
+    target[4] = -100
+    chosen["reduction"] = "none"
+    loss, grad = call("cross_entropy_value_and_grad", x, target, **chosen)
+    for i in (0, 4, 8):
+        alone = call("cross_entropy_value_and_grad", x[i : i + 1], target[i : i + 1], **chosen)
+        assert alone[0].tobytes() == loss[i : i + 1].tobytes()
+        assert alone[1].tobytes() == grad[i : i + 1].tobytes()
+    flipped = np.ascontiguousarray(x.T)
+    other = call("cross_entropy_value_and_grad", flipped, target, axis=0, **chosen)
+    assert other[0].tobytes() == loss.tobytes()
+    assert np.ascontiguousarray(other[1].T).tobytes() == grad.tobytes()
+    assert loss[4] == 0 and not grad[4].any()
+
+
+@pytest.mark.parametrize("rows", [1, 255, 4097, 1_000_003])
+def test_the_mean_over_rows(rows, rng):
+    x = rng.normal(0, 3, (rows, 10)).astype(np.float32)
+    target = rng.integers(10, size=rows)
+    target[::7] = -100
+    weight = rng.uniform(0.1, 2, 10).astype(np.float32)
+    for chosen in {}, dict(weight=weight, z_loss=1e-3), dict(reduction="sum"):
+        want = numbasoft.cross_entropy_value_and_grad(x, target, **chosen)
+        got = call("cross_entropy_value_and_grad", x, target, **chosen)
+        np.testing.assert_allclose(got[0], want[0], rtol=3e-7)
+        np.testing.assert_allclose(got[1], want[1], rtol=1e-5, atol=1e-12)
+        assert call("cross_entropy_value_and_grad", x, target, **chosen)[0].tobytes() == got[0].tobytes()
+
+
+@pytest.mark.parametrize("n", [9, 1000, 40_001])
+def test_what_a_loss_cannot_refuse_gives_nan(n, rng):
+    x = rng.normal(0, 3, (6, n)).astype(np.float32)
+    x[5] = nan
+    target = np.array([3, n, -1, 2**62, -(2**62), -100])
+    for chosen in ({}, dict(label_smoothing=0.1), dict(weight=rng.uniform(1, 2, n), label_smoothing=0.1)):
+        loss, grad = call("cross_entropy_value_and_grad", x, target, reduction="none", **chosen)
+        assert np.isfinite(loss[0]) and np.isfinite(grad[0]).all()
+        assert np.isnan(loss[1:5]).all() and np.isnan(grad[1:5]).all()
+        assert loss[5] == 0 and not grad[5].any()
+        assert np.isnan(call("cross_entropy", x, target, **chosen))
+    q = numbasoft.softmax(rng.normal(0, 1, (4, n)).astype(np.float32))
+    q[1, 0], q[2] = -q[1, 0], q[2] * 2
+    q[3, n - 1] = nan
+    loss, grad = call("cross_entropy_value_and_grad", x[:4], q, reduction="none")
+    assert np.isfinite(loss[0]) and np.isnan(loss[1:]).all() and np.isnan(grad[1:]).all()
+    logs = call("token_log_probs", x[:3], target[:3])
+    assert np.isfinite(logs[0]) and np.isnan(logs[1:]).all()
+
+
+def test_losses_in_every_library_and_in_place(library, rng):
+    host, target = rng.normal(0, 3, (5, 50)).astype(np.float32), rng.integers(50, size=5)
+    x, t = library.there(host), library.there(target)
+    loss, grad = numbasoft.cross_entropy_value_and_grad(x, t)
+    assert isinstance(loss, library.kind()) and isinstance(grad, library.kind())
+    assert library.here(loss).shape == ()
+    want = numbasoft.cross_entropy_value_and_grad(host, target)
+    np.testing.assert_allclose(library.here(loss), want[0], rtol=3e-7)
+    np.testing.assert_allclose(library.here(grad), want[1], rtol=1e-5, atol=1e-9)
+    again = numbasoft.cross_entropy_backward(loss, x, t)
+    np.testing.assert_allclose(library.here(again), want[0] * want[1], rtol=1e-5, atol=1e-9)
+    for n in (50, 60_001):
+        x = library.there(rng.normal(0, 3, (5, n)).astype(np.float32))
+        apart = library.here(numbasoft.cross_entropy_value_and_grad(x, t)[1])
+        assert numbasoft.cross_entropy_value_and_grad(x, t, out=x)[1] is x
+        assert library.here(x).tobytes() == apart.tobytes()
+    log_p = numbasoft.log_softmax(host)
+    nll = numbasoft.nll_loss(library.there(log_p), t)
+    np.testing.assert_allclose(library.here(nll), numbasoft.nll_loss(log_p, target), rtol=3e-7)
+    grad = numbasoft.nll_loss_backward(1.0, library.there(log_p), t)
+    np.testing.assert_allclose(library.here(grad), numbasoft.nll_loss_backward(1.0, log_p, target), rtol=3e-7)
+
+
+def test_losses_do_not_wait_for_the_device(rng):
+    torch = pytest.importorskip("torch")
+    x, target = torch.zeros((8, 1000), device="cuda"), torch.arange(8, device="cuda")
+    weight = torch.ones(1000, device="cuda")
+    numbasoft.cross_entropy_value_and_grad(x, target, weight=weight)  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        busy = torch.cuda.Event()
+        torch.cuda._sleep(200_000_000)
+        numbasoft.cross_entropy_value_and_grad(x, target, weight=weight)
+        busy.record()
+        assert not busy.query(), "the call came back before the device was done"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
 
 
 # --- what people read and build on, and memory --------------------------------------------------------------

@@ -28,11 +28,12 @@ class Step(NamedTuple):
 
     launch: Any
     arguments: tuple
-    slots: tuple  # (place among the arguments, index of the array whose address goes there)
+    slots: tuple  # (place among the arguments, index of the array whose address goes there, bytes to add)
 
 
 class Slot(NamedTuple):
     index: int
+    offset: int = 0
 
 
 class Prepared(NamedTuple):
@@ -53,7 +54,7 @@ def step(factory, options, blocks, threads, most_threads, ordinal, handle, *argu
         )
     launch = compiled(factory, options, most_threads, ordinal)
     stream = arrays.numba_stream(handle, ordinal)
-    slots = tuple((i, a.index) for i, a in enumerate(arguments) if isinstance(a, Slot))
+    slots = tuple((i, *a) for i, a in enumerate(arguments) if isinstance(a, Slot))
     plain = [0 if isinstance(a, Slot) else a for a in arguments]
     return Step(launch[blocks, threads, stream], launch.typed(plain), slots)
 
@@ -64,8 +65,8 @@ def run(prepared, addresses, work):
         addresses = (*addresses, work(prepared.cells))
     for launch, arguments, slots in prepared.steps:
         filled = list(arguments)
-        for place, index in slots:
-            filled[place] = addresses[index]
+        for place, index, offset in slots:
+            filled[place] = addresses[index] + offset
         launch(*filled)
 
 
@@ -284,10 +285,10 @@ class Call:
                    self.ordinal, self.handle, *arguments)  # fmt: skip
         run(Prepared((one,), 0), (view.ctypes.data, target_view.ctypes.data), None)
 
-    def over(self, axes, operands, steps):
+    def over(self, axes, operands, steps, extra=()):
         """Launch ``steps(where_from, aligned)`` on operands of one shape, copied where they must be.
 
-        The last of them is the result.
+        The last of them is the result. ``extra`` are addresses that kernels take besides.
         """
         shape = operands[-1].view.shape
         where_from = None
@@ -303,18 +304,25 @@ class Call:
                 where_from.n,
                 geometry.ITEMSIZE[operands[full[0]].storage],
             )
-            self.launch(steps(where_from, aligned), addresses)
+            self.launch(steps(where_from, aligned), (*addresses, *extra))
             return
         n = math.prod(shape[a] for a in axes)
         rows = math.prod(shape) // n
         copies_ = [self.as_rows(o, axes, rows, n, is_input=o is not operands[-1]) for o in operands]
-        self.over((1,), [c for c, _, _ in copies_], steps)
+        self.over((1,), [c for c, _, _ in copies_], steps, extra)
         result, of_copy, of_result = copies_[-1]
-        self.copied(result.array, of_copy, operands[-1].array, of_result)
+        if of_copy is not None:
+            self.copied(result.array, of_copy, operands[-1].array, of_result)
 
     def as_rows(self, operand, axes, rows, n, is_input):
         """An operand as contiguous rows: the copy, and the elements of both that belong together."""
         array, view, storage, role = operand
+        if role is OWN:
+            return (
+                operand._replace(view=np.broadcast_to(array.shadow.reshape(rows, 1), (rows, n))),
+                None,
+                None,
+            )
         moved = with_last(view, axes)
         if role is PER_ROW:
             moved = moved[(..., *[slice(1)] * len(axes))]
@@ -325,8 +333,9 @@ class Call:
         return Operand(copy, np.broadcast_to(copy.shadow, (rows, n)), storage, role), of_copy, moved
 
 
-# What an operand has for every row: n elements, bytes of a mask, or one element.
-FULL, MASK, PER_ROW = "full", "mask", "per row"
+# What an operand has for every row: n elements, bytes of a mask, or one element; or one of a contiguous array
+# that the call has made itself, which is never copied.
+FULL, MASK, PER_ROW, OWN = "full", "mask", "per row", "own"
 
 
 class Operand(NamedTuple):

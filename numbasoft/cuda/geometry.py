@@ -11,12 +11,16 @@ ITEMSIZE = {"f2": 2, "b2": 2, "f4": 4, "f8": 8}
 VECTOR_BYTES = 16
 
 # Vectors of 16 bytes that a thread holds of a row: one kernel for each, so that registers fit. Backward
-# passes hold two rows, masked ones the mask besides.
+# passes hold two rows, masked ones the mask besides; a loss with shares for all classes holds those, and its
+# sums.
 VECTORS = {"f2": (1, 2, 4), "b2": (1, 2, 4), "f4": (1, 4, 8), "f8": (1, 4, 8)}
 PAIR_VECTORS = {"f2": (1, 2, 2), "b2": (1, 2, 2), "f4": (1, 4, 5), "f8": (1, 3, 3)}
+SHARE_VECTORS = {"f2": (1, 2, 2), "b2": (1, 2, 2), "f4": (1, 4, 4), "f8": (1, 2, 2)}
 SEGMENT_VECTORS = {"f2": 4, "b2": 4, "f4": 8, "f8": 4}
 # Of these the last step of a long row, which needs them once, has so many in hand at a time.
 LAST_VECTORS = {"f2": 2, "b2": 2, "f4": 4, "f8": 4}
+SHARES = 2
+HELD = VECTORS, PAIR_VECTORS, SHARE_VECTORS
 
 WARP = 32
 BLOCK = 128  # threads where several rows share a block
@@ -52,9 +56,12 @@ def vectors_spanned(n, storage, aligned):
 
 @lru_cache(maxsize=1024)
 def rows_launch(n, storage, aligned, in_pairs=False):
-    """How to do rows of n elements, or None where a row does not fit into the registers of a block."""
+    """How to do rows of n elements, or None where a row does not fit into the registers of a block.
+
+    ``in_pairs`` is true where a thread holds two rows, and SHARES where it holds a loss's shares.
+    """
     spanned = vectors_spanned(n, storage, aligned)
-    few, middle, many = (PAIR_VECTORS if in_pairs else VECTORS)[storage]
+    few, middle, many = HELD[in_pairs][storage]
     if spanned <= WARP * middle:
         vectors = few if spanned <= WARP else middle
         team = power_of_two(-(-spanned // vectors))

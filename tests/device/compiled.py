@@ -16,7 +16,8 @@ import pytest
 from numba import cuda
 from numba.cuda import dispatcher
 
-from numbasoft.cuda import copies, geometry, split
+from numbasoft.cuda import copies, geometry, operations, split, totals
+from numbasoft.ops.cross_entropy import cuda as cross_entropy
 from numbasoft.ops.log_softmax import cuda as log_softmax
 from numbasoft.ops.logsumexp import cuda as logsumexp
 from numbasoft.ops.softmax import cuda as softmax
@@ -25,7 +26,7 @@ ARCHITECTURES = [(8, 0), (9, 0), (10, 0), (12, 0)]
 
 # Registers that a thread may have, by the launch that they must fit: 65536 for a block at least, and
 # for small rows few enough that a multiprocessor has a thousand threads.
-BUDGET = {"few": 64, "middle": 128, "many": 128, "segments": 168, "columns": 128, "copies": 40}
+BUDGET = {"few": 64, "middle": 128, "many": 128, "segments": 168, "columns": 128, "copies": 40, "losses": 96}
 
 
 class Kernel:
@@ -81,8 +82,48 @@ def kernels(storage):
     yield Kernel(logsumexp.backward_columns, (*kinds, storage), "columns", geometry.MOST_COLUMN_THREADS)
 
 
+def class_losses(storage):
+    """The kernels of cross-entropy for a storage type."""
+    n = geometry.SEGMENT_VECTORS[storage]
+    for target, gradient in itertools.product(operations.REGIONS, (True, False)):
+        has_class, is_plain = target in operations.OF_CLASSES, target == operations.CLASS
+        held = (geometry.VECTORS if is_plain else geometry.SHARE_VECTORS)[storage]
+        rows = 1 if has_class else 2
+        kinds = storage, target, gradient
+        for (vectors, size), aligned in itertools.product(
+            zip(held, ("few", "middle", "many"), strict=True), (False, True)
+        ):
+            options = *kinds, storage, vectors, aligned
+            loads, stores = rows * vectors, vectors * gradient
+            size = "losses" if size == "few" and (storage == "f8" or not is_plain) else size
+            yield Kernel(cross_entropy.rows, options, size, geometry.MOST_THREADS, loads, stores)
+        columns = geometry.MOST_COLUMN_THREADS
+        yield Kernel(cross_entropy.columns, (*kinds, storage), "columns", columns)
+        yield Kernel(cross_entropy.combine, (*kinds, storage), "segments", geometry.SEGMENT_THREADS, 0, 0)
+        if not is_plain:
+            for last in False, True:
+                options = *kinds, last
+                yield Kernel(cross_entropy.segment_shares, options, "segments", geometry.SEGMENT_THREADS)
+        if gradient:
+            loads, stores = (n, n) if is_plain else (None, None)
+            options = storage, target
+            yield Kernel(cross_entropy.segments, options, "segments", geometry.SEGMENT_THREADS, loads, stores)
+    yield Kernel(split.sums, (storage, False, True, True), "segments", geometry.SEGMENT_THREADS, n, 0)
+
+
+def totals_of(storage):
+    """What stands before and after the rows, in float64 whatever they are computed in."""
+    for kernel in (
+        (cross_entropy.tally, ("i8",)), (cross_entropy.tally, ("u1",)), (cross_entropy.scales, (storage, "f8")),
+        (cross_entropy.class_weights, (storage, "f4")), (cross_entropy.picked, (storage, storage)),
+        (cross_entropy.placed, (storage,)), (totals.add, (storage,)), (totals.finish, ("b2",)),
+    ):  # fmt: skip
+        yield Kernel(*kernel, "copies", totals.THREADS)
+
+
 # Of the kernels of a storage type every so many is compiled by default; of float32 every other.
 EVERY = {"f4": 2, "b2": 5, "f8": 8, "f2": 14}
+EVERY_LOSS = {"f4": 6, "b2": 17, "f8": 19, "f2": 40}
 
 
 def chosen():
@@ -96,8 +137,22 @@ def chosen():
                 yield from ((kernel, cc) for cc in ARCHITECTURES)
             elif i % every == 0:
                 yield kernel, next(turn)
+    for storage, every in EVERY_LOSS.items():
+        for i, kernel in enumerate(class_losses(storage)):
+            if everything:
+                yield from ((kernel, cc) for cc in ARCHITECTURES)
+            elif i % every == 0:
+                yield kernel, next(turn)
+    for kernel in totals_of("f4"):
+        yield kernel, next(turn)
     for options in ("f4", "f4"), ("f8", "b2"), ("u8", "f8"), ("b1", "b1"):
         yield Kernel(copies.copy, options, "copies", copies.THREADS), next(turn)
+
+
+# What counts rows and adds losses, however the rows are computed.
+IN_FLOAT64 = (
+    cross_entropy.tally, cross_entropy.scales, cross_entropy.class_weights, totals.add, totals.finish,
+)  # fmt: skip
 
 
 def ptxas():
@@ -142,7 +197,7 @@ def test_there_is_an_assembler():
 def test_kernel(kernel, cc, tmp_path, record_property):
     function, signature = kernel.factory(*kernel.options)
     ptx, _ = cuda.compile(function, signature, cc=cc, device=False, abi="numba", launch_bounds=kernel.threads)
-    narrow = "f8" not in kernel.options
+    narrow = "f8" not in kernel.options and kernel.factory not in IN_FLOAT64
     if narrow and "u8" not in kernel.options:
         assert ".f64" not in ptx
     assert "ld.local" not in ptx and "st.local" not in ptx
