@@ -31,6 +31,7 @@ FUNCTIONS = {
     "softmax": 2, "log_softmax": 2, "softmax_backward": 3, "log_softmax_backward": 3, "logsumexp": 1,
     "logsumexp_backward": 2,
     "cross_entropy": 1, "cross_entropy_value_and_grad": 2,
+    "sigmoid": 2, "binary_cross_entropy": 2, "kl_divergence": 2,
 }  # fmt: skip
 DTYPES = ["bfloat16", "float32", "float16", "float64"]
 JAX_DTYPES = ["bfloat16", "float32"]  # it compiles for every shape, which takes longer than measuring
@@ -64,6 +65,9 @@ def libraries(flush):
         "log_softmax_backward": lambda g, y: torch.ops.aten._log_softmax_backward_data(g, y, -1, y.dtype),
         # as its autograd does
         "logsumexp_backward": lambda g, x, lse: g[:, None] * (x - lse[:, None]).exp(),
+        "sigmoid": torch.sigmoid,
+        "binary_cross_entropy": torch.nn.functional.binary_cross_entropy_with_logits,
+        "kl_divergence": divergence,
     }
     of_torch |= {
         "cross_entropy": torch.nn.functional.cross_entropy,
@@ -154,6 +158,13 @@ def torch_value_and_grad(x, target):
     return loss.detach(), grad
 
 
+def divergence(x, y):
+    import torch
+
+    p, q = torch.log_softmax(x, -1), torch.log_softmax(y, -1)
+    return torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
+
+
 def triton_softmax():
     """The softmax of Triton's tutorial: a row to a program, padded to a power of two."""
     import torch
@@ -186,6 +197,9 @@ def arguments(name, rows, n, dtype, generator):
     x = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
     if name.startswith("cross_entropy"):
         return x, torch.randint(n, (rows,), device="cuda", generator=generator)
+    if name in ("binary_cross_entropy", "kl_divergence"):
+        other = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
+        return x, torch.sigmoid(other) if name == "binary_cross_entropy" else other
     if not name.endswith("_backward"):
         return (x,)
     if name == "logsumexp_backward":
@@ -195,7 +209,7 @@ def arguments(name, rows, n, dtype, generator):
 
 
 def expected(name, given):
-    """The first rows in float64, by PyTorch; the loss of all rows."""
+    """The first rows in float64, or one number for all, by PyTorch."""
     import torch
 
     if name.startswith("cross_entropy"):
@@ -209,7 +223,13 @@ def expected(name, given):
         p = torch.softmax(x[:4].double(), -1)
         p[torch.arange(len(p)), target[:4]] -= 1
         return loss if name == "cross_entropy" else (loss, p / rows)
-
+    if name == "binary_cross_entropy":  # in blocks: float64 of all would not fit beside the rest
+        parts = zip(*(a.split(1024) for a in given), strict=True)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits
+        return sum(loss(x.double(), t.double(), reduction="sum") for x, t in parts) / given[0].numel()
+    if name == "kl_divergence":
+        parts = zip(*(a.split(1024) for a in given), strict=True)
+        return sum(divergence(x.double(), y.double()) * len(x) for x, y in parts) / len(given[0])
     rows = [a[:4].double() for a in given]
     if name == "softmax_backward":
         g, y = rows
@@ -220,6 +240,8 @@ def expected(name, given):
     if name == "logsumexp_backward":
         g, x, lse = rows
         return g[:, None] * (x - lse[:, None]).exp()
+    if name == "sigmoid":
+        return torch.sigmoid(rows[0])
     return getattr(torch, name)(rows[0], -1)
 
 
@@ -234,6 +256,8 @@ def is_close(given, got, want):
 
     got = torch.as_tensor(got) if isinstance(got, torch.Tensor) else torch.from_dlpack(got)
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+    if not want.ndim:
+        return bool((got.double() - want).abs() <= tolerance[given[0].dtype] * want.abs())
     want = torch.atleast_1d(want)
     allowed = tolerance[given[0].dtype] * want.abs().clamp_min(want.abs().amax(-1, keepdim=True) * 1e-3)
     finfo = torch.finfo(given[0].dtype)  # a mean's gradient may be less than the smallest number of 16 bits
@@ -263,7 +287,7 @@ def measure(name, dtype, rows, n, rivals, flush, generator):
     import torch
 
     given = arguments(name, rows, n, getattr(torch, dtype), generator)
-    full = given[-1] if name != "logsumexp_backward" else given[1]
+    full = max(given, key=lambda tensor: tensor.numel())
     moved = FUNCTIONS[name] * full.numel() * full.element_size()
     half = torch.randint(0, 255, (moved // 2,), dtype=torch.uint8, device="cuda", generator=generator)
     target = torch.empty_like(half)

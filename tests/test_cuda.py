@@ -205,6 +205,13 @@ CALLS = {
     "token_log_probs": lambda a, **o: numbasoft.token_log_probs(a, a, **o),
     "nll_loss": lambda a, **o: numbasoft.nll_loss(a, a, **o),
     "nll_loss_backward": lambda a, **o: numbasoft.nll_loss_backward(1.0, a, a, **o),
+    "sigmoid": lambda a, **o: numbasoft.sigmoid(a, **o),
+    "sigmoid_backward": lambda a, **o: numbasoft.sigmoid_backward(a, a, **o),
+    "logit": lambda a, **o: numbasoft.logit(a, **o),
+    "binary_cross_entropy": lambda a, **o: numbasoft.binary_cross_entropy(a, a, **o),
+    "binary_cross_entropy_backward": lambda a, **o: numbasoft.binary_cross_entropy_backward(a, a, a, **o),
+    "kl_divergence": lambda a, **o: numbasoft.kl_divergence(a, a, **o),
+    "kl_divergence_backward": lambda a, **o: numbasoft.kl_divergence_backward(a, a, a, **o),
 }
 
 
@@ -253,6 +260,13 @@ def test_mixed_homes(protocol):
         lambda: numbasoft.softmax_backward(here, there),
         lambda: numbasoft.log_softmax_backward(there, here),
         lambda: numbasoft.logsumexp_backward(1.0, there, there),
+        lambda: numbasoft.sigmoid(there, out=here),
+        lambda: numbasoft.sigmoid_backward(here, there),
+        lambda: numbasoft.logit(here, out=there),
+        lambda: numbasoft.binary_cross_entropy(there, here),
+        lambda: numbasoft.binary_cross_entropy_backward(1.0, there, there),
+        lambda: numbasoft.kl_divergence(there, here),
+        lambda: numbasoft.kl_divergence_backward(1.0, there, there),
     ):
         with pytest.raises(TypeError, match=r"is on a CUDA device and .* is not"):
             call()

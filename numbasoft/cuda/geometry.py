@@ -22,11 +22,16 @@ LAST_VECTORS = {"f2": 2, "b2": 2, "f4": 4, "f8": 4}
 SHARES = 2
 HELD = VECTORS, PAIR_VECTORS, SHARE_VECTORS
 
+# Two rows and what two exponentials of each need; long ones piece by piece of a segment.
+HEAVY_VECTORS = {"f2": (1, 1, 2), "b2": (1, 1, 2), "f4": (1, 2, 4), "f8": (1, 2, 2)}
+PIECE_VECTORS = {"f2": 1, "b2": 1, "f4": 3, "f8": 2}
+
 WARP = 32
 BLOCK = 128  # threads where several rows share a block
 MIDDLE_BLOCK = 256  # up to so many threads a row gets with the middle number of vectors
 MOST_THREADS = 512
 SEGMENT_THREADS = 256
+TOTAL_THREADS = 1024  # of the block that adds the sums of all segments: the order depends on it
 COLUMNS, MOST_COLUMN_THREADS = 32, 512
 STRIDED_LANES = 4
 
@@ -55,13 +60,14 @@ def vectors_spanned(n, storage, aligned):
 
 
 @lru_cache(maxsize=1024)
-def rows_launch(n, storage, aligned, in_pairs=False):
+def rows_launch(n, storage, aligned, in_pairs=False, heavy=False):
     """How to do rows of n elements, or None where a row does not fit into the registers of a block.
 
-    ``in_pairs`` is true where a thread holds two rows, and SHARES where it holds a loss's shares.
+    ``in_pairs`` is true where a thread holds two rows, and SHARES where it holds a loss's shares; ``heavy``
+    where it holds two rows and what two exponentials of each need.
     """
     spanned = vectors_spanned(n, storage, aligned)
-    few, middle, many = HELD[in_pairs][storage]
+    few, middle, many = (HEAVY_VECTORS if heavy else HELD[in_pairs])[storage]
     if spanned <= WARP * middle:
         vectors = few if spanned <= WARP else middle
         team = power_of_two(-(-spanned // vectors))
@@ -88,9 +94,12 @@ def power_of_two(n):
     return 1 << max(0, n - 1).bit_length()
 
 
-def segments_launch(n, storage, aligned):
-    """How to do rows of n in which no element needs another: a launch, and a segment's length."""
-    vectors = VECTORS[storage][1]
+def segments_launch(n, storage, aligned, few=False):
+    """How to do rows of n in which no element needs another: a launch, and a segment's length.
+
+    ``few``: one vector a thread, for kernels that need many registers for every element.
+    """
+    vectors = VECTORS[storage][0 if few else 1]
     length = (SEGMENT_THREADS * vectors - 1) * lanes(storage)
     if n <= length:
         spanned = vectors_spanned(n, storage, aligned)
@@ -104,6 +113,11 @@ def segments_launch(n, storage, aligned):
 def segment_length(storage):
     """Elements of a segment of a long row: a multiple of 16 bytes that fits whatever its alignment."""
     return (SEGMENT_THREADS * SEGMENT_VECTORS[storage] - 1) * lanes(storage)
+
+
+def piece_length(storage):
+    """Elements of a piece of a segment."""
+    return (SEGMENT_THREADS * PIECE_VECTORS[storage] - 1) * lanes(storage)
 
 
 def segments_of(n, storage):

@@ -1,7 +1,7 @@
 """What an operation is to those who launch it: its kernels, by regime."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Forward(NamedTuple):
@@ -46,3 +46,14 @@ class ClassLoss(NamedTuple):
     segments: Callable  # their gradients
     picked: Callable  # the losses of log-probabilities
     placed: Callable  # their gradients
+
+
+class Elementwise(NamedTuple):
+    kernel: Callable  # no element needs another
+    few: bool  # whether it needs so many registers that a thread does a single vector
+
+
+class Divergence(NamedTuple):
+    rows: Callable  # that fit into registers, two at a time
+    columns: Callable  # along another axis
+    last: Any  # the last steps of long rows

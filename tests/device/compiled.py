@@ -16,10 +16,13 @@ import pytest
 from numba import cuda
 from numba.cuda import dispatcher
 
-from numbasoft.cuda import copies, geometry, operations, split, totals
+from numbasoft.cuda import copies, geometry, operations, reductions, split, totals
+from numbasoft.ops.binary_cross_entropy import cuda as binary_cross_entropy
 from numbasoft.ops.cross_entropy import cuda as cross_entropy
+from numbasoft.ops.kl_divergence import cuda as kl_divergence
 from numbasoft.ops.log_softmax import cuda as log_softmax
 from numbasoft.ops.logsumexp import cuda as logsumexp
+from numbasoft.ops.sigmoid import cuda as sigmoid
 from numbasoft.ops.softmax import cuda as softmax
 
 ARCHITECTURES = [(8, 0), (9, 0), (10, 0), (12, 0)]
@@ -37,6 +40,18 @@ class Kernel:
         self.loads, self.stores = loads, stores
         room = factory.__module__.split(".")[-2]
         self.name = f"{room}.{factory.__name__}-{'-'.join(map(str, options))}"
+
+
+# Kernels that treat every element alike: how many arrays they read and write, and their further options.
+ELEMENTWISE = [
+    (sigmoid.FORWARD, 1, 1, ()),
+    (sigmoid.BACKWARD, 2, 1, ()),
+    (sigmoid.LOGIT, 1, 1, ()),
+    (binary_cross_entropy.FORWARD, 2, 1, (False,)),
+    (binary_cross_entropy.FORWARD, 2, 0, (True,)),
+    (binary_cross_entropy.BACKWARD, 3, 1, (None,)),
+    (binary_cross_entropy.BACKWARD, 2, 1, ("f4",)),
+]
 
 
 def kernels(storage):
@@ -80,6 +95,38 @@ def kernels(storage):
         most = geometry.most_threads(vectors, storage)
         yield Kernel(logsumexp.backward, options, size, most, vectors, vectors)
     yield Kernel(logsumexp.backward_columns, (*kinds, storage), "columns", geometry.MOST_COLUMN_THREADS)
+    for operation, inputs, stores, more in ELEMENTWISE:
+        held = (few,) if operation.few else (few, middle)
+        for vectors, aligned in itertools.product(held, (True, False)):
+            size = "few" if vectors == few and not operation.few else "middle"
+            options = *kinds, vectors, aligned, *more
+            most = geometry.MOST_THREADS
+            yield Kernel(operation.kernel, options, size, most, inputs * vectors, vectors * stores)
+    for vectors, aligned in itertools.product(sorted(set(geometry.HEAVY_VECTORS[storage])), (True, False)):
+        options = *kinds, vectors, aligned, storage
+        yield Kernel(kl_divergence.forward, options, "middle", geometry.MOST_THREADS, 2 * vectors, 0)
+    sizes = dict(zip(geometry.PAIR_VECTORS[storage], ("few", "middle", "many"), strict=True))
+    for vectors, size in sizes.items():
+        for aligned in True, False:
+            options = *kinds, vectors, aligned, storage
+            most = geometry.MOST_THREADS
+            yield Kernel(kl_divergence.backward, options, size, most, 2 * vectors, vectors)
+    for factory in kl_divergence.forward_columns, kl_divergence.backward_columns:
+        yield Kernel(factory, (*kinds, storage), "columns", geometry.MOST_COLUMN_THREADS)
+    held, most = geometry.PIECE_VECTORS[storage], geometry.SEGMENT_THREADS
+    for last in False, True:
+        yield Kernel(split.sums, (*kinds, False, last, True), "segments", most, n, 0)
+        options = *kinds, last
+        yield Kernel(kl_divergence.terms, options, "segments", geometry.MOST_THREADS, 2 * held, 0)
+    yield Kernel(kl_divergence.combine, (*kinds, storage), "segments", most, 0, 0)
+    most = geometry.MOST_THREADS
+    yield Kernel(kl_divergence.backward_segments, (*kinds, storage), "segments", most, 2 * held, held)
+    kind = "f8" if storage == "f8" else "f4"
+    yield Kernel(reductions.total, (kind, storage), "few", geometry.TOTAL_THREADS, 0, 0)
+    if kind == storage:
+        for aligned in True, False:
+            options = *kinds, middle, aligned
+            yield Kernel(reductions.sums, options, "middle", geometry.SEGMENT_THREADS, middle, 0)
 
 
 def class_losses(storage):
