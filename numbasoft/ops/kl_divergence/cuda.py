@@ -663,11 +663,8 @@ def backward_segments(storage, of_grad):
         j = row - row
         while j < in_segment:  # piece by piece: so many registers less
             here, n_here = at + j * itemsize, min(piece, in_segment - j)
-            u, v = (
-                load(here, here, thread, team, n_here),
-                load(x_at + j * itemsize, here, thread, team, n_here),
-            )
-            e, o = exponential(v, shift, high, low), exponential(u, other_shift, high, low)
+            e = exponential(load(x_at + j * itemsize, here, thread, team, n_here), shift, high, low)
+            o = exponential(load(here, here, thread, team, n_here), other_shift, high, low)
             result = gradient(e, o, of_p, of_q, outside)
             store(dy_at + j * itemsize, here, thread, team, n_here, True, result)
             j += piece
