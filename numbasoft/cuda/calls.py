@@ -7,7 +7,7 @@ Nothing here waits for the device or copies to the host.
 
 import math
 import threading
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -47,7 +47,8 @@ def compiled(factory, options, threads, ordinal):
     return kernel(*factory(*options), threads, options)
 
 
-def step(factory, options, blocks, threads, most_threads, ordinal, handle, *arguments):
+def step(ordinal, handle, factory, options, blocks, threads, most_threads, *arguments):
+    """The launch of a kernel, on a device and a stream."""
     if blocks > MOST_BLOCKS:
         raise ValueError(
             f"x has so many rows that {blocks} thread blocks were needed; a GPU has {MOST_BLOCKS}"
@@ -81,8 +82,7 @@ def forward_steps(operation, storage, temperature, masked, where_from, aligned, 
         numbers += elementary.inverse(temperature, storage == "f8")
     x, mask, y, work = Slot(0), Slot(1) if masked else 0, Slot(1 + masked), Slot(2 + masked)
 
-    def one(factory, options, blocks, threads, most, *arguments):
-        return step(factory, options, blocks, threads, most, ordinal, handle, *arguments)
+    one = partial(step, ordinal, handle)
 
     if isinstance(where_from, layout.Columns):
         outer, n, inner, strides = where_from
@@ -126,8 +126,7 @@ def backward_steps(operation, storage, temperature, where_from, aligned, ordinal
     if not operation.product:
         numbers = (*elementary.scale(1.0, storage == "f8"), 1 / temperature)
 
-    def one(factory, options, blocks, threads, most, *arguments):
-        return step(factory, options, blocks, threads, most, ordinal, handle, *arguments)
+    one = partial(step, ordinal, handle)
 
     if isinstance(where_from, layout.Columns):
         outer, n, inner, (of_g, of_y, of_dx) = where_from
@@ -184,7 +183,7 @@ def logsumexp_backward_steps(operation, storage, reduced, temperature, where_fro
             (storage, how.vectors, aligned, reduced),
             geometry.most_threads(how.vectors, storage),
         )
-    return Prepared((step(factory, options, blocks, threads, most, ordinal, handle, *arguments),), 0)
+    return Prepared((step(ordinal, handle, factory, options, blocks, threads, most, *arguments),), 0)
 
 
 # Working memory.
@@ -281,8 +280,8 @@ class Call:
         lengths, (from_, to) = layout.five(axes, 2)
         blocks = -(-view.size // copies.THREADS)
         arguments = Slot(0), *from_, *lengths[1:], view.size, Slot(1), *to
-        one = step(copies.copy, (source.storage, target.storage), blocks, copies.THREADS, copies.THREADS,
-                   self.ordinal, self.handle, *arguments)  # fmt: skip
+        options, threads = (source.storage, target.storage), copies.THREADS
+        one = step(self.ordinal, self.handle, copies.copy, options, blocks, threads, threads, *arguments)
         run(Prepared((one,), 0), (view.ctypes.data, target_view.ctypes.data), None)
 
     def over(self, axes, operands, steps, extra=()):

@@ -7,7 +7,7 @@ kernels give NaN for it.
 
 import math
 import numbers
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -92,7 +92,7 @@ class Room:
         self.divisor, self.numbers = self.take(1), self.take(2)
         self.checked, self.own, self.spread = (self.take(classes * loss.weighted) for _ in range(3))
         self.losses = self.take(loss.rows * (not loss.in_result))
-        self.sums = self.take(2 * -(-loss.rows // totals.CHUNK) + 2)
+        self.sums = self.take(totals.cells_for(loss.compute, loss.rows))
         self.segments = self.cells
 
     def take(self, cells):
@@ -136,14 +136,14 @@ def preparation(loss, room, one, at, target, weight, g):
     unit, units, units_pitch, z_at = loss.g, 0, 0, 0
     if loss.counts or (loss.reduction == "mean" and loss.gradient and loss.g_at):
         g_storage = loss.g_at[0] if loss.g_at else "f8"
-        tallies = at(room.tallies) if loss.counts else 0
+        tallies, by_weight = (at(room.tallies), loss.weight is not None) if loss.counts else (0, False)
         arguments = (
-            tallies, blocks, loss.weight is not None, loss.rows, loss.g, g if loss.g_at else 0,
+            tallies, blocks, by_weight, loss.rows, loss.g, g if loss.g_at else 0,
             at(room.numbers), at(room.divisor),
         )  # fmt: skip
         before.append(one(loss.kernels.scales, (loss.compute, g_storage), 1, threads, threads, *arguments))
         units = at(room.numbers)
-        z_at = at(room.numbers, itemsize) if loss.counts and loss.weight is not None else 0
+        z_at = at(room.numbers, itemsize) if by_weight else 0
     elif loss.reduction == "mean":
         unit = loss.g / loss.rows
     elif loss.g_at:
@@ -168,8 +168,7 @@ def steps(loss, where_from, aligned, ordinal, handle):
     def at(cell, offset=0):
         return Slot(work.index, cell * CELL + offset)
 
-    def one(factory, options, blocks, threads, most, *arguments):
-        return calls.step(factory, options, blocks, threads, most, ordinal, handle, *arguments)
+    one = partial(calls.step, ordinal, handle)
 
     before, units, z_at = preparation(loss, room, one, at, target, weight, g)
     losses = result if loss.in_result else at(room.losses)
@@ -189,8 +188,9 @@ def steps(loss, where_from, aligned, ordinal, handle):
             x, *strides[0], q, *of_q, loss.tolerance, places, own, spread, of_row[0], of_row[2], n, inner,
             *factors, *of_class, *units, losses, dx, *of_dx,
         )  # fmt: skip
-        blocks, threads = geometry.column_blocks(outer, inner), geometry.column_threads(n)
-        main = [one(loss.kernels.columns, options, blocks, threads, geometry.MOST_COLUMN_THREADS, *arguments)]
+        most = geometry.LOSS_COLUMN_THREADS
+        blocks, threads = geometry.column_blocks(outer, inner), geometry.column_threads(n, most)
+        main = [one(loss.kernels.columns, options, blocks, threads, most, *arguments)]
     else:
         rows, n, pitches, _ = where_from
         of_x, of_q = (x, pitches[0]), (q, pitches[1] if has_q else 0)
@@ -249,18 +249,12 @@ def long_rows(
 
 def summed(loss, room, one, at, result):
     """The sum or the mean of all rows' losses."""
-    threads = totals.THREADS
-    chunks = -(-loss.rows // totals.CHUNK)
     divisor, divisor_at = 1.0, 0
     if loss.reduction == "mean":
         divisor, divisor_at = float(loss.rows), at(room.divisor) if loss.counts else 0
-    steps = []
-    if chunks:
-        arguments = at(room.losses), loss.rows, 0.0, at(room.sums)
-        steps.append(one(totals.add, (loss.compute,), chunks, threads, threads, *arguments))
-    arguments = at(room.sums), chunks, divisor, divisor_at, result
-    steps.append(one(totals.finish, (loss.result,), 1, threads, threads, *arguments))
-    return steps
+    return totals.steps(
+        one, loss.compute, loss.result, loss.rows, at(room.losses), divisor, at(room.sums), result, divisor_at
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -272,27 +266,21 @@ def picked_steps(loss, strides, lengths, step, inner, ordinal, handle):
     def at(cell, offset=0):
         return Slot(6, cell * CELL + offset)
 
-    def one(factory, options, blocks, *arguments):
-        threads = totals.THREADS
-        return calls.step(factory, options, blocks, threads, threads, ordinal, handle, *arguments)
-
-    def wide(factory, options, blocks, threads, most, *arguments):
-        return one(factory, options, blocks, *arguments)
-
-    launches, units, _ = preparation(loss, room, wide, at, target, weight, g)
+    one, threads = partial(calls.step, ordinal, handle), totals.THREADS
+    launches, units, _ = preparation(loss, room, one, at, target, weight, g)
     places, own = at(room.places), at(room.own) if loss.weighted else 0
     if loss.valued:
         losses = result if loss.in_result else at(room.losses)
         arguments = x, *strides, step, *lengths[1:], loss.rows, places, own, 1.0, losses
-        options, blocks = (loss.storage, loss.loss_storage), -(-loss.rows // totals.THREADS)
-        launches.append(one(loss.kernels.picked, options, blocks, *arguments))
+        options, blocks = (loss.storage, loss.loss_storage), -(-loss.rows // threads)
+        launches.append(one(loss.kernels.picked, options, blocks, threads, threads, *arguments))
         if loss.reduction != "none":
-            launches += summed(loss, room, wide, at, result)
+            launches += summed(loss, room, one, at, result)
     if loss.gradient:
         total = loss.rows * loss.classes
         arguments = loss.classes, inner, total, places, own, *units, dx
-        blocks = -(-total // totals.THREADS)
-        launches.append(one(loss.kernels.placed, (loss.storage,), blocks, *arguments))
+        blocks = -(-total // threads)
+        launches.append(one(loss.kernels.placed, (loss.storage,), blocks, threads, threads, *arguments))
     return Prepared(tuple(launches), 0)
 
 
@@ -427,8 +415,7 @@ def run(given, call, grad, dx, valued=True):
 def empty(loss, room, call, result, work):
     """The loss of no rows: 0."""
 
-    def one(factory, options, blocks, threads, most, *arguments):
-        return calls.step(factory, options, blocks, threads, most, call.ordinal, call.handle, *arguments)
+    one = partial(calls.step, call.ordinal, call.handle)
 
     def at(cell, offset=0):
         return Slot(1, cell * CELL + offset)

@@ -1,12 +1,12 @@
 """Calls of the kernels of the Kullback-Leibler divergence, on device arrays."""
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
 from .. import checks, elementary
-from . import geometry, layout, reductions, split
+from . import geometry, layout, split, totals
 from .arrays import describe
 from .calls import (
     FULL,
@@ -63,8 +63,7 @@ def forward_steps(operation, storage, of_result, numbers, where_from, aligned, o
     """``where_from`` is a layout of x, of y and of the result; ``numbers`` are log2(e) / T and 1 / T in parts."""
     x, y, result, of_x, of_y, work = map(Slot, range(6))
 
-    def one(factory, options, blocks, threads, most, *arguments):
-        return step(factory, options, blocks, threads, most, ordinal, handle, *arguments)
+    one = partial(step, ordinal, handle)
 
     if isinstance(where_from, layout.Columns):
         outer, n, inner, (x_strides, y_strides, strides) = where_from
@@ -101,8 +100,7 @@ def backward_steps(operation, storage, of_grad, numbers, where_from, aligned, or
     """``where_from`` is a layout of g, of x, of y and of the result."""
     g, x, y, dy, of_x, of_y = map(Slot, range(6))
 
-    def one(factory, options, blocks, threads, most, *arguments):
-        return step(factory, options, blocks, threads, most, ordinal, handle, *arguments)
+    one = partial(step, ordinal, handle)
 
     if isinstance(where_from, layout.Columns):
         outer, n, inner, (g_strides, x_strides, y_strides, strides) = where_from
@@ -133,19 +131,11 @@ def backward_steps(operation, storage, of_grad, numbers, where_from, aligned, or
 
 
 @lru_cache(maxsize=4096)
-def mean_steps(kind, storage, n, factor, ordinal, handle):
-    """The sum of n numbers times a factor in two parts."""
+def mean_steps(kind, storage, n, divisor, ordinal, handle):
+    """The sum of n numbers, divided."""
     x, result, work = map(Slot, range(3))
-    how, length = geometry.segments_launch(n, kind, False)
-    segments = -(-n // length) if n else 0
-    steps = [reductions.total_step(kind, storage, segments, factor, work, result, ordinal, handle)]
-    if n:
-        arguments = x, n, how.team, segments, length, work
-        blocks, most = how.blocks(segments), geometry.MOST_THREADS
-        options = kind, how.vectors, False
-        first = step(reductions.sums, options, blocks, how.threads, most, ordinal, handle, *arguments)
-        steps.insert(0, first)
-    return Prepared(tuple(steps), reductions.FIELDS * max(1, segments))
+    one = partial(step, ordinal, handle)
+    return Prepared(totals.steps(one, kind, storage, n, x, divisor, work, result), totals.cells_for(kind, n))
 
 
 def checked(p_logits, q_logits, axis, temperature, reduction):
@@ -183,8 +173,8 @@ def forward(operation, p_logits, q_logits, axis, temperature, reduction, stream)
             operands = [Operand(a, a.shadow, storage, FULL) for a in (x, y)]
             call.over((axis,), [*operands, Operand(each, view, of_each, PER_ROW)], steps)
         if reduction != "none":
-            factor = elementary.inverse(float(rows) if reduction == "mean" and rows else 1.0, precise)
-            prepared = mean_steps(kind, x.result_storage, rows, factor, call.ordinal, call.handle)
+            divisor = float(rows) if reduction == "mean" else 1.0
+            prepared = mean_steps(kind, x.result_storage, rows, divisor, call.ordinal, call.handle)
             call.launch(prepared, (each.address, result.address))
         return result.value
 

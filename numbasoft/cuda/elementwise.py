@@ -4,15 +4,14 @@ Arrays whose elements lie one behind the other, in any order of axes, are one lo
 an array row by row. What lies otherwise, or is of another dtype than is computed in, is copied first.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
 from .. import checks, elementary
-from . import arrays, geometry, layout
+from . import arrays, geometry, layout, totals
 from .arrays import describe
 from .calls import FULL, PER_ROW, Call, Operand, Prepared, Slot, check_out, optional, step
-from .reductions import FIELDS, total_step
 
 
 @lru_cache(maxsize=4096)
@@ -26,7 +25,7 @@ def steps_of(operation, storage, extra, numbers, where_from, aligned, ordinal, h
     arguments = *sum(inputs, ()), rows, n, how.team, segments, length, *numbers, *result
     options = storage, how.vectors, aligned, *extra
     blocks = how.blocks(rows * segments)
-    one = step(factory, options, blocks, how.threads, geometry.MOST_THREADS, ordinal, handle, *arguments)
+    one = step(ordinal, handle, factory, options, blocks, how.threads, geometry.MOST_THREADS, *arguments)
     return Prepared((one,), 0)
 
 
@@ -131,20 +130,20 @@ def of_two_classes(logits, target, pos_weight, reduction):
 
 
 @lru_cache(maxsize=4096)
-def binary_sum_steps(operation, storage, result_storage, numbers, factor, n, aligned, ordinal, handle):
-    """The sum of the losses of n logits and targets in C order, times a factor in two parts."""
+def binary_sum_steps(operation, storage, result_storage, numbers, divisor, n, aligned, ordinal, handle):
+    """The sum of the losses of n logits and targets in C order, divided."""
     x, t, result, work = map(Slot, range(4))
     how, length = geometry.segments_launch(n, storage, aligned, operation.few)
     segments = -(-n // length) if n else 0
     kind = "f8" if storage == "f8" else "f4"
-    steps = [total_step(kind, result_storage, segments, factor, work, result, ordinal, handle)]
+    one = partial(step, ordinal, handle)
+    steps = [totals.last_step(one, kind, result_storage, segments, divisor, work, result)]
     if n:
         arguments = x, 0, t, 0, 1, n, how.team, segments, length, *numbers, work, 0
         options, blocks = (storage, how.vectors, aligned, True), how.blocks(segments)
         most = geometry.MOST_THREADS
-        first = step(operation.kernel, options, blocks, how.threads, most, ordinal, handle, *arguments)
-        steps.insert(0, first)
-    return Prepared(tuple(steps), FIELDS * max(1, segments))
+        steps.insert(0, one(operation.kernel, options, blocks, how.threads, most, *arguments))
+    return Prepared(tuple(steps), totals.FIELDS * max(1, segments))
 
 
 def binary_cross_entropy(operation, logits, target, pos_weight, reduction, stream):
@@ -165,11 +164,11 @@ def binary_cross_entropy(operation, logits, target, pos_weight, reduction, strea
             return loss.value
         n = x.shadow.size
         loss = call.result((), result_storage)
-        factor = elementary.inverse(float(n) if reduction == "mean" and n else 1.0, storage == "f8")
+        divisor = float(n) if reduction == "mean" else 1.0
         ready = [in_order(call, o) if n else o for o in (of_x, of_t)]
         addresses, aligned = placed(ready, one_row(ready))
         prepared = binary_sum_steps(
-            operation, storage, result_storage, numbers, factor, n, aligned, call.ordinal, call.handle
+            operation, storage, result_storage, numbers, divisor, n, aligned, call.ordinal, call.handle
         )
         call.launch(prepared, (*addresses, loss.address))
         return loss.value

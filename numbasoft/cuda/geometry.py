@@ -33,6 +33,7 @@ MOST_THREADS = 512
 SEGMENT_THREADS = 256
 TOTAL_THREADS = 1024  # of the block that adds the sums of all segments: the order depends on it
 COLUMNS, MOST_COLUMN_THREADS = 32, 512
+LOSS_COLUMN_THREADS = 256  # told 512, ptxas would spill registers of a loss's kernels to keep to 64 of them
 STRIDED_LANES = 4
 
 
@@ -125,10 +126,10 @@ def segments_of(n, storage):
     return -(-n // segment_length(storage))
 
 
-def column_threads(n):
+def column_threads(n, most=MOST_COLUMN_THREADS):
     """Threads of a block that does 32 columns of n: a power of two of them share a column."""
     share = power_of_two(-(-n // (2 * STRIDED_LANES)))
-    return COLUMNS * min(share, MOST_COLUMN_THREADS // COLUMNS)
+    return COLUMNS * min(share, most // COLUMNS)
 
 
 def column_blocks(outer, inner):

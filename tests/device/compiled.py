@@ -16,7 +16,7 @@ import pytest
 from numba import cuda
 from numba.cuda import dispatcher
 
-from numbasoft.cuda import copies, geometry, operations, reductions, split, totals
+from numbasoft.cuda import copies, geometry, operations, split, totals
 from numbasoft.ops.binary_cross_entropy import cuda as binary_cross_entropy
 from numbasoft.ops.cross_entropy import cuda as cross_entropy
 from numbasoft.ops.kl_divergence import cuda as kl_divergence
@@ -122,11 +122,10 @@ def kernels(storage):
     most = geometry.MOST_THREADS
     yield Kernel(kl_divergence.backward_segments, (*kinds, storage), "segments", most, 2 * held, held)
     kind = "f8" if storage == "f8" else "f4"
-    yield Kernel(reductions.total, (kind, storage), "few", geometry.TOTAL_THREADS, 0, 0)
+    yield Kernel(totals.total, (kind, storage), "few", geometry.TOTAL_THREADS, 0, 0)
     if kind == storage:
-        for aligned in True, False:
-            options = *kinds, middle, aligned
-            yield Kernel(reductions.sums, options, "middle", geometry.SEGMENT_THREADS, middle, 0)
+        for vectors in few, middle:
+            yield Kernel(totals.sums, (*kinds, vectors), "middle", geometry.MOST_THREADS, vectors, 0)
 
 
 def class_losses(storage):
@@ -144,7 +143,7 @@ def class_losses(storage):
             loads, stores = rows * vectors, vectors * gradient
             size = "losses" if size == "few" and (storage == "f8" or not is_plain) else size
             yield Kernel(cross_entropy.rows, options, size, geometry.MOST_THREADS, loads, stores)
-        columns = geometry.MOST_COLUMN_THREADS
+        columns = geometry.LOSS_COLUMN_THREADS
         yield Kernel(cross_entropy.columns, (*kinds, storage), "columns", columns)
         yield Kernel(cross_entropy.combine, (*kinds, storage), "segments", geometry.SEGMENT_THREADS, 0, 0)
         if not is_plain:
@@ -163,7 +162,7 @@ def totals_of(storage):
     for kernel in (
         (cross_entropy.tally, ("i8",)), (cross_entropy.tally, ("u1",)), (cross_entropy.scales, (storage, "f8")),
         (cross_entropy.class_weights, (storage, "f4")), (cross_entropy.picked, (storage, storage)),
-        (cross_entropy.placed, (storage,)), (totals.add, (storage,)), (totals.finish, ("b2",)),
+        (cross_entropy.placed, (storage,)),
     ):  # fmt: skip
         yield Kernel(*kernel, "copies", totals.THREADS)
 
@@ -197,9 +196,7 @@ def chosen():
 
 
 # What counts rows and adds losses, however the rows are computed.
-IN_FLOAT64 = (
-    cross_entropy.tally, cross_entropy.scales, cross_entropy.class_weights, totals.add, totals.finish,
-)  # fmt: skip
+IN_FLOAT64 = cross_entropy.tally, cross_entropy.scales, cross_entropy.class_weights, totals.total
 
 
 def ptxas():

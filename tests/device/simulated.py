@@ -8,8 +8,6 @@ Sums have no order, so the number of threads that share a row changes no bit; th
 and the tests of accuracy then let one thread have a whole row, which is a thousand times faster here.
 """
 
-from functools import partial
-
 import elements_oracle
 import numpy as np
 import oracle
@@ -21,7 +19,17 @@ from oracle import BFLOAT16, DTYPES, check, limit
 from samples import BACKWARD, FAMILIES, FORWARD, sample
 
 import numbasoft
-from numbasoft.cuda import calls, copies, device, divergence, elementwise, geometry, literal, reductions
+from numbasoft.cuda import (
+    calls,
+    class_losses,
+    copies,
+    device,
+    divergence,
+    elementwise,
+    geometry,
+    literal,
+    team,
+)
 from numbasoft.cuda.elementary import arithmetic
 
 nan, inf = np.nan, np.inf
@@ -37,11 +45,14 @@ by_name = pytest.mark.parametrize("name", FORWARD + BACKWARD)
 def forget():
     for steps in calls.forward_steps, calls.backward_steps, calls.logsumexp_backward_steps:
         steps.cache_clear()
-    elementwise.steps_of.cache_clear()
-    elementwise.binary_sum_steps.cache_clear()
-    for steps in divergence.forward_steps, divergence.backward_steps, divergence.mean_steps:
-        steps.cache_clear()
+    for module in elementwise, divergence, class_losses:
+        clear_caches(module)
     calls.REPEATED.clear()
+
+
+def clear_caches(module):
+    for function in vars(module).values():
+        getattr(function, "cache_clear", lambda: None)()
 
 
 @pytest.fixture
@@ -53,12 +64,19 @@ def one_thread(monkeypatch):
 
     monkeypatch.setattr(geometry, "rows_launch", rows_launch)
     monkeypatch.setattr(geometry, "segments_launch", lambda n, s, a, *_: (rows_launch(n, s, a), n))
-    monkeypatch.setattr(geometry, "column_threads", lambda n: geometry.COLUMNS)
+    few_columns(monkeypatch)
+    monkeypatch.setattr(geometry, "column_threads", lambda n, *_: geometry.COLUMNS)
     monkeypatch.setattr(copies, "THREADS", 16)
-    monkeypatch.setattr(reductions, "TOTAL_THREADS", 2)
+    monkeypatch.setattr(geometry, "TOTAL_THREADS", 2)
     forget()
     yield
     forget()
+
+
+def few_columns(monkeypatch):
+    """Two columns side by side in a block, and so a sixteenth of the threads."""
+    for module in geometry, team:
+        monkeypatch.setattr(module, "COLUMNS", 2)
 
 
 def there(array):
@@ -178,17 +196,9 @@ def all_ways(name, given, axis, monkeypatch):
         few = lambda storage: 2 * geometry.lanes(storage)  # noqa: E731
         for module in geometry, split, softmax, log_softmax:
             patch.setattr(module, "segment_length", few)
-        forget()
-        for module in split, softmax, log_softmax:
-            for factory in vars(module).values():
-                getattr(factory, "cache_clear", lambda: None)()
-        calls.compiled.cache_clear()
+        clear(split, softmax, log_softmax)
         yield "segments", run(name, given, axis)
-    for module in split, softmax, log_softmax:
-        for factory in vars(module).values():
-            getattr(factory, "cache_clear", lambda: None)()
-    calls.compiled.cache_clear()
-    forget()
+    clear(split, softmax, log_softmax)
     flipped = [np.ascontiguousarray(a.T) if a.ndim == 2 else a for a in given]
     got = run(name, flipped, 0)
     yield "columns", got.T if got.ndim == 2 else got
@@ -207,7 +217,7 @@ def all_ways(name, given, axis, monkeypatch):
 )
 def test_the_bits_depend_on_the_row_alone(name, dtype, rng, monkeypatch):
     monkeypatch.setattr(geometry, "BLOCK", 32)  # a barrier costs the simulator a millisecond a thread
-    monkeypatch.setattr(geometry, "column_threads", lambda n: 2 * geometry.COLUMNS)
+    monkeypatch.setattr(geometry, "column_threads", lambda n, *_: 2 * geometry.COLUMNS)
     forget()
     x = rng.normal(0, 3, (2, 21)).astype(DTYPES[dtype])
     given = arguments(name, x, rng)
@@ -726,16 +736,15 @@ def test_the_bits_of_an_element_depend_on_it_alone(name, rng, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_the_bits_of_a_mean_depend_on_the_elements_alone(dtype, rng, monkeypatch):
     x, t = (rng.normal(0, 3, 60).astype(DTYPES[dtype]), rng.random(60).astype(DTYPES[dtype]))
-    monkeypatch.setattr(elementwise, "total_step", partial(total_step_of, 4))
+    monkeypatch.setattr(geometry, "TOTAL_THREADS", 4)
     lanes = geometry.lanes({"float32": "f4", "float64": "f8"}.get(dtype, "b2"))
     results = set()
-    for team, vectors in (1, 5), (2, 3), (32, 1):  # who does a segment's elements is no matter
+    for threads, vectors in (1, 5), (2, 3), (32, 1):  # who does a segment's elements is no matter
         monkeypatch.setattr(
             geometry, "segments_launch",
-            lambda n, s, a, *_, v=vectors, t=team: (geometry.Rows(v, t, t), 4 * lanes),
+            lambda n, s, a, *_, v=vectors, t=threads: (geometry.Rows(v, t, t), 4 * lanes),
         )  # fmt: skip
         forget()
-        elementwise.binary_sum_steps.cache_clear()
         for shift in 0, 1, 3:
             arrays = []
             for a in x, t:
@@ -746,14 +755,6 @@ def test_the_bits_of_a_mean_depend_on_the_elements_alone(dtype, rng, monkeypatch
         results.add(call("binary_cross_entropy", x.reshape(10, 6), t.reshape(10, 6)).tobytes())
     assert len(results) == 1
     forget()
-
-
-def total_step_of(threads, *arguments):
-    before, reductions.TOTAL_THREADS = reductions.TOTAL_THREADS, threads
-    try:
-        return reductions.total_step(*arguments)
-    finally:
-        reductions.TOTAL_THREADS = before
 
 
 @by_element
@@ -769,7 +770,8 @@ def test_a_real_launch_of_a_mean(rng, monkeypatch):
     x, t = rng.normal(0, 3, 130).astype("f4"), rng.random(130).astype("f4")
     monkeypatch.setattr(geometry, "VECTORS", {"f4": (1, 1, 1)})
     monkeypatch.setattr(geometry, "SEGMENT_THREADS", 64)
-    monkeypatch.setattr(elementwise, "total_step", partial(total_step_of, 64))
+    monkeypatch.setattr(geometry, "TOTAL_THREADS", 64)
+    forget()
     got = call("binary_cross_entropy", x, t)
     np.testing.assert_allclose(got, numbasoft.binary_cross_entropy(x, t), rtol=2e-7)
 
@@ -914,8 +916,9 @@ def test_the_bits_of_a_divergence_depend_on_the_row_alone(dtype, n, rng, monkeyp
     from numbasoft.cuda import split
     from numbasoft.ops.kl_divergence import cuda as kl
 
-    monkeypatch.setattr(geometry, "BLOCK", 32)
-    monkeypatch.setattr(geometry, "column_threads", lambda n: 2 * geometry.COLUMNS)
+    few_columns(monkeypatch)
+    monkeypatch.setattr(geometry, "BLOCK", 8)
+    monkeypatch.setattr(geometry, "column_threads", lambda n, *_: 2 * geometry.COLUMNS)
     monkeypatch.setattr(copies, "THREADS", 16)
     forget()
     x, y = rng.normal(0, 3, (2, 2, n)).astype(DTYPES[dtype])
@@ -941,7 +944,7 @@ def test_the_bits_of_a_divergence_depend_on_the_row_alone(dtype, n, rng, monkeyp
     alone = tuple(part[len(part) // 2 :] for part in whole)
     assert both(x[1:].copy(), y[1:].copy(), g[1:].copy()) == alone
     with monkeypatch.context() as patch:
-        patch.setattr(geometry, "SEGMENT_THREADS", 32)
+        patch.setattr(geometry, "SEGMENT_THREADS", 4)
         patch.setattr(geometry, "rows_launch", lambda *a, **o: None)
         patch.setattr(split, "segment_length", lambda storage: 2 * geometry.lanes(storage))
         patch.setattr(kl, "segment_length", lambda storage: 2 * geometry.lanes(storage))
@@ -955,8 +958,7 @@ def test_the_bits_of_a_divergence_depend_on_the_row_alone(dtype, n, rng, monkeyp
 def clear(*modules):
     """Forget the kernels of these modules and all launches."""
     for module in modules:
-        for factory in vars(module).values():
-            getattr(factory, "cache_clear", lambda: None)()
+        clear_caches(module)
     calls.compiled.cache_clear()
     forget()
 

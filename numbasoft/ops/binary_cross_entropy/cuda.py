@@ -10,9 +10,9 @@ from ...cuda.backend import fma, loader, maximum, reader, select, storer, vector
 from ...cuda.geometry import ITEMSIZE
 from ...cuda.logistic import logistic_of
 from ...cuda.operations import Elementwise
-from ...cuda.reductions import partial_sums
 from ...cuda.signatures import address, number_type, signature, size, whole
 from ...cuda.team import CELLS, first_row, place, segment_of
+from ...cuda.totals import partial_sums
 
 NAN = float("nan")
 

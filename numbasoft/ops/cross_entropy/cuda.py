@@ -49,6 +49,7 @@ from ...cuda.operations import (
     CLASS,
     NUMBERS,
     OF_CLASSES,
+    PROBABILITIES,
     REGIONS,
     SMOOTHED,
     SPREAD,
@@ -82,7 +83,7 @@ from ...cuda.team import (
     team_maximum,
     team_sum,
 )
-from ...cuda.totals import THREADS, block_sum, plus, value_of
+from ...cuda.totals import PAIR_CELLS, THREADS, block_sum, plus, value_of
 
 INFINITY, NAN = float("inf"), float("nan")
 MORE_CELLS = 3 * CELLS
@@ -120,6 +121,7 @@ def tally(storage):
         tallies,  # OUT  0, or the address of TALLY cells for every block
     ):
         cells = cuda.shared.array(CELLS, types.int64)
+        pairs = cuda.shared.array(PAIR_CELLS, types.int64)
         row = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
         one = vector_of(one)
         weight = number(one, 0.0)
@@ -143,7 +145,7 @@ def tally(storage):
             write_cell(places + row * 8, k)
         if tallies != 0:
             counts = team_sum(counts, THREADS, cells, 0)
-            pair = block_sum((weight, number(one, 0.0)), cells, 1)
+            pair = block_sum((weight, number(one, 0.0)), pairs)
             if cuda.threadIdx.x == 0:
                 at = tallies + cuda.blockIdx.x * (8 * TALLY)
                 write_cell(at, counts)
@@ -172,6 +174,7 @@ def scales(compute, storage):
         divisor_at,  # OUT  address of the divisor
     ):
         cells = cuda.shared.array(CELLS, types.int64)
+        pairs = cuda.shared.array(PAIR_CELLS, types.int64)
         g = vector_of(g)
         zero = number(g, 0.0)
         pair = zero, zero
@@ -185,7 +188,7 @@ def scales(compute, storage):
         if tallies == 0:
             counts = rows if cuda.threadIdx.x == 0 else counts
         counts = integer_as(zero, team_sum(counts, THREADS, cells, 0))
-        weight = value_of(block_sum(pair, cells, 1))
+        weight = value_of(block_sum(pair, pairs))
         if cuda.threadIdx.x == 0:
             if g_at != 0:
                 g = read(g_at)
@@ -218,7 +221,7 @@ def class_weights(compute, storage):
         spread,  # OUT  address of the weights times ``shared``
         mass,  # OUT  address of the sum of these, in two parts
     ):
-        cells = cuda.shared.array(CELLS, types.int64)
+        pairs = cuda.shared.array(PAIR_CELLS, types.int64)
         kept, shared = vector_of(kept), vector_of(shared)
         zero = number(kept, 0.0)
         pair = zero, zero
@@ -234,7 +237,7 @@ def class_weights(compute, storage):
             # of what was rounded, so that nothing is left elsewhere where there is one class
             pair = plus(pair, (read_rounded(spread + j * itemsize), zero))
             j += THREADS
-        pair = block_sum(pair, cells, 0)
+        pair = block_sum(pair, pairs)
         if cuda.threadIdx.x == 0:
             write(mass, value_of(pair))
             write(mass + itemsize, (pair[0] - read_rounded(mass)) + pair[1])
@@ -281,7 +284,7 @@ def classes_of(storage, target, gradient):
 def losses_of(storage, target, gradient):
     """The loss of a row, and what it needs of the logits that q is spread over."""
     a = arithmetic_of(storage, gradient)
-    pair_of, top_of, signed_sum_of = a.pair_of, a.top_of, a.signed_sum_of
+    pair_of, top_of, sum_below = a.pair_of, a.top_of, a.sum_below
     _, logarithm = logarithms(storage, gradient)
     is_shared = target != CLASS
 
@@ -293,7 +296,7 @@ def losses_of(storage, target, gradient):
     @jit.device
     def positive_sum_of(v, most):
         """The sum of a thread's terms, none below 0 or above ``most``, as integers."""
-        return signed_sum_of(v, v - v, top_of(most, number(most, 1.0)))
+        return sum_below(v, top_of(most, number(most, 1.0)))
 
     @jit.device
     def positive_total(most, total):
@@ -505,7 +508,14 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
         others = select(v < m, v, -INFINITY)
         second = team_maximum(largest_lane(others), team, cells, 2)
 
-        # what q holds, and how far below the maximum
+        # what q holds, and how far below the maximum; the sum of what was given first, which is then not held
+        if not has_class:
+            least = team_maximum(largest_lane(0.0 - given), team, cells, 8)
+        if target == WEIGHTED:
+            most = team_maximum(largest_lane(given), team, cells, 9)
+            total, rest = positive_sum_of(given, most)
+            total, rest = team_sum(total, team, cells, 10), team_sum(rest, team, cells, 11)
+            given_sum = positive_total(most, parts_of(total, rest))
         share = share_of(at, given, thread, team, n, 0, shared, weights, spread)
         if is_shared:
             terms = distance(v, share, m)
@@ -514,7 +524,6 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
             total, rest = team_sum(total, team, cells, 6), team_sum(rest, team, cells, 7)
             far = positive_total(most, parts_of(total, rest))
         if not has_class:
-            least = team_maximum(largest_lane(0.0 - given), team, cells, 8)
             most = team_maximum(largest_lane(share), team, cells, 12)
             total, rest = positive_sum_of(select(v < m, share, 0.0), most)
             total, rest = team_sum(total, team, cells, 13), team_sum(rest, team, cells, 14)
@@ -522,12 +531,8 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
             total, rest = positive_sum_of(select(v < m, 0.0, share), most)
             total, rest = team_sum(total, team, cells, 15), team_sum(rest, team, cells, 16)
             shares = elsewhere + positive_total(most, parts_of(total, rest))
-            given_sum = shares
-            if target == WEIGHTED:
-                most = team_maximum(largest_lane(given), team, cells, 9)
-                total, rest = positive_sum_of(given, most)
-                total, rest = team_sum(total, team, cells, 10), team_sum(rest, team, cells, 11)
-                given_sum = positive_total(most, parts_of(total, rest))
+            if target != WEIGHTED:
+                given_sum = shares
             k = validity(given_sum, least, vector_of(tolerance), k)
             logit, own = m, number(m, 0.0)
 
@@ -646,18 +651,38 @@ def columns(storage, target, gradient, loss_storage):
         i, c, start, share_count = column_place(inner)
         on = c < inner
         c = min(c, inner - 1)
-        row = i * row_outer + c * row_inner
         at, q_at = x + i * x_outer + c * x_inner, q + i * q_outer + c * q_inner
         dx_at = dx + i * dx_outer + c * dx_inner
         high, low = vector_of(high), vector_of(low)
         inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
         own, shared, shares, z = vector_of(kept), vector_of(shared), vector_of(mass), vector_of(z)
-        k, elsewhere, far = row - row, number(high, 0.0), number(high, 0.0)
+        k, elsewhere, far = i - i, number(high, 0.0), number(high, 0.0)
         logit = far
         if has_class and gradient:  # before a gradient may overwrite the logits
+            row = i * row_outer + c * row_inner
             k, logit, own, elsewhere, shares = class_of(
                 at, x_step, places + row * 8, own, weights, shared, spread, shares
             )
+
+        # first of all whether the column holds probabilities: what else is summed needs the registers
+        if target == WEIGHTED:
+            most_given, least = number(high, -INFINITY), number(high, -INFINITY)
+            j = start
+            while j < n:
+                given = gather_q(q_at, q_step, j, share_count, n)
+                most_given = maximum(most_given, largest_lane(given))
+                least = maximum(least, largest_lane(0.0 - given))
+                j += share_count * STRIDED_LANES
+            most_given, least = column_maximum(most_given, cells), column_maximum(least, cells)
+            given_total, given_rest = i - i, i - i
+            j = start
+            while j < n:
+                part = positive_sum_of(gather_q(q_at, q_step, j, share_count, n), most_given)
+                given_total += part[0]
+                given_rest += part[1]
+                j += share_count * STRIDED_LANES
+            of_all = parts_of(column_sum(given_total, cells), column_sum(given_rest, cells))
+            k = validity(positive_total(most_given, of_all), least, vector_of(tolerance), k)
 
         # loop 1: the maximum of the column, and the largest of the others
         m = number(high, -INFINITY)
@@ -667,7 +692,7 @@ def columns(storage, target, gradient, loss_storage):
             j += share_count * STRIDED_LANES
         m = column_maximum(m, cells)
         second = number(high, -INFINITY)
-        most, most_given, least, most_share = second, second, second, second
+        most, least, most_share = second, second, second
         maxima = i - i
         j = start
         while j < n:
@@ -678,19 +703,17 @@ def columns(storage, target, gradient, loss_storage):
                 share = share_of(q_at, q_step, j, share_count, n, shared, weights, spread)
                 most = maximum(most, largest_lane(distance(v, share, m)))
             if not has_class:
-                given = gather_q(q_at, q_step, j, share_count, n)
-                least = maximum(least, largest_lane(0.0 - given))
                 most_share = maximum(most_share, largest_lane(share))
-                if target == WEIGHTED:
-                    most_given = maximum(most_given, largest_lane(given))
+            if target == PROBABILITIES:
+                least = maximum(least, largest_lane(0.0 - share))
             j += share_count * STRIDED_LANES
         second, maxima = column_maximum(second, cells), column_sum(maxima, cells)
         if is_shared:
             most = column_maximum(most, cells)
         if not has_class:
-            least, most_share = column_maximum(least, cells), column_maximum(most_share, cells)
-            if target == WEIGHTED:
-                most_given = column_maximum(most_given, cells)
+            most_share = column_maximum(most_share, cells)
+        if target == PROBABILITIES:
+            least = column_maximum(least, cells)
 
         # loops 2 and 3: the sum of exp of every other element after the shift, and of what q holds
         base = select(second > -INFINITY, second, m)
@@ -712,16 +735,9 @@ def columns(storage, target, gradient, loss_storage):
         total = parts_of(column_sum(total, cells), column_sum(rest, cells))
         if is_shared:
             far = positive_total(most, parts_of(column_sum(far_total, cells), column_sum(far_rest, cells)))
-        if (
-            not has_class
-        ):  # in a loop of its own: with the sums of the other it took registers that were spilled
-            given_total, given_rest = i - i, i - i
-            others_total, others_rest, top_total, top_rest = (
-                given_total,
-                given_total,
-                given_total,
-                given_total,
-            )
+        if not has_class:  # in a loop of its own: with the other's sums it took registers that were spilled
+            others_total, others_rest = i - i, i - i
+            top_total, top_rest = others_total, others_total
             j = start
             while j < n:
                 v = gather(at, x_step, j, share_count, n)
@@ -737,21 +753,12 @@ def columns(storage, target, gradient, loss_storage):
             of_top = parts_of(column_sum(top_total, cells), column_sum(top_rest, cells))
             elsewhere = positive_total(most_share, of_others)
             shares = elsewhere + positive_total(most_share, of_top)
-            given_sum = shares
-            if target == WEIGHTED:
-                given_total, given_rest = i - i, i - i
-                j = start
-                while j < n:
-                    part = positive_sum_of(gather_q(q_at, q_step, j, share_count, n), most_given)
-                    given_total += part[0]
-                    given_rest += part[1]
-                    j += share_count * STRIDED_LANES
-                of_all = parts_of(column_sum(given_total, cells), column_sum(given_rest, cells))
-                given_sum = positive_total(most_given, of_all)
-            k = validity(given_sum, least, vector_of(tolerance), k)
+            if target == PROBABILITIES:
+                k = validity(shares, least, vector_of(tolerance), k)
             logit, own = m, number(m, 0.0)
 
         # loop 4: the log of the sum, and the loss
+        row = i * row_outer + c * row_inner
         if has_class and not gradient:  # only now: held through the loops it took registers that were spilled
             k, logit, own, elsewhere, shares = class_of(
                 at, x_step, places + row * 8, own, weights, shared, spread, shares
