@@ -42,7 +42,8 @@ class Kernel:
         self.name = f"{room}.{factory.__name__}-{'-'.join(map(str, options))}"
 
 
-# Kernels that treat every element alike: how many arrays they read and write, and their further options.
+# Kernels that treat every element alike: how many arrays they read and write, and their further options; a
+# gradient for all elements is read as "wide".
 ELEMENTWISE = [
     (sigmoid.FORWARD, 1, 1, ()),
     (sigmoid.BACKWARD, 2, 1, ()),
@@ -50,7 +51,7 @@ ELEMENTWISE = [
     (binary_cross_entropy.FORWARD, 2, 1, (False,)),
     (binary_cross_entropy.FORWARD, 2, 0, (True,)),
     (binary_cross_entropy.BACKWARD, 3, 1, (None,)),
-    (binary_cross_entropy.BACKWARD, 2, 1, ("f4",)),
+    (binary_cross_entropy.BACKWARD, 2, 1, ("wide",)),
 ]
 
 
@@ -89,6 +90,7 @@ def kernels(storage):
         options = *kinds, product, last
         yield Kernel(split.terms, options, "segments", geometry.SEGMENT_THREADS, 2 * n, 0)
     few, middle, _ = geometry.VECTORS[storage]
+    kind = "f8" if storage == "f8" else "f4"
     for vectors, aligned in (few, True), (few, False), (middle, True), (middle, False):
         size = "few" if vectors == few else "middle"
         options = *kinds, vectors, aligned, storage
@@ -99,7 +101,7 @@ def kernels(storage):
         held = (few,) if operation.few else (few, middle)
         for vectors, aligned in itertools.product(held, (True, False)):
             size = "few" if vectors == few and not operation.few else "middle"
-            options = *kinds, vectors, aligned, *more
+            options = *kinds, vectors, aligned, *(kind if option == "wide" else option for option in more)
             most = geometry.MOST_THREADS
             yield Kernel(operation.kernel, options, size, most, inputs * vectors, vectors * stores)
     for vectors, aligned in itertools.product(sorted(set(geometry.HEAVY_VECTORS[storage])), (True, False)):
@@ -121,7 +123,6 @@ def kernels(storage):
     yield Kernel(kl_divergence.combine, (*kinds, storage), "segments", most, 0, 0)
     most = geometry.MOST_THREADS
     yield Kernel(kl_divergence.backward_segments, (*kinds, storage), "segments", most, 2 * held, held)
-    kind = "f8" if storage == "f8" else "f4"
     yield Kernel(totals.total, (kind, storage), "few", geometry.TOTAL_THREADS, 0, 0)
     if kind == storage:
         for vectors in few, middle:
@@ -157,11 +158,12 @@ def class_losses(storage):
     yield Kernel(split.sums, (storage, False, True, True), "segments", geometry.SEGMENT_THREADS, n, 0)
 
 
-def totals_of(storage):
-    """What stands before and after the rows, in float64 whatever they are computed in."""
+def before_and_after(storage):
+    """What stands before the rows, whatever they are; and the losses of log-probabilities."""
+    kind = "f8" if storage == "f8" else "f4"
     for kernel in (
-        (cross_entropy.tally, ("i8",)), (cross_entropy.tally, ("u1",)), (cross_entropy.scales, (storage, "f8")),
-        (cross_entropy.class_weights, (storage, "f4")), (cross_entropy.picked, (storage, storage)),
+        (cross_entropy.tally, ("i8",)), (cross_entropy.tally, ("u1",)), (cross_entropy.scales, (kind, "f8")),
+        (cross_entropy.class_weights, (kind, "f4")), (cross_entropy.picked, (storage, storage)),
         (cross_entropy.placed, (storage,)),
     ):  # fmt: skip
         yield Kernel(*kernel, "copies", totals.THREADS)
@@ -189,7 +191,7 @@ def chosen():
                 yield from ((kernel, cc) for cc in ARCHITECTURES)
             elif i % every == 0:
                 yield kernel, next(turn)
-    for kernel in totals_of("f4"):
+    for kernel in before_and_after("f4"):
         yield kernel, next(turn)
     for options in ("f4", "f4"), ("f8", "b2"), ("u8", "f8"), ("b1", "b1"):
         yield Kernel(copies.copy, options, "copies", copies.THREADS), next(turn)
