@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from numbasoft import cuda as numbasoft_cuda
+from numbasoft.report import workloads
 
 SECONDS = 420  # no new workload is begun after this; all is over within eight minutes
 REPEATS = 30
@@ -27,12 +28,8 @@ MOST_BYTES = 1 << 29  # of an array
 
 WIDTHS = [64, 256, 1000, 1003, 1024, 4096, 16_384, 50_257, 65_536, 262_144]
 SHAPES = [(min(32_768, MOST_BYTES // 4 // n), n) for n in WIDTHS] + [(8, 262_144), (256, 1000)]
-FUNCTIONS = {
-    "softmax": 2, "log_softmax": 2, "softmax_backward": 3, "log_softmax_backward": 3, "logsumexp": 1,
-    "logsumexp_backward": 2,
-    "cross_entropy": 1, "cross_entropy_value_and_grad": 2,
-    "sigmoid": 2, "binary_cross_entropy": 2, "kl_divergence": 2,
-}  # fmt: skip
+TWO_ARRAYS = "sigmoid", "binary_cross_entropy", "kl_divergence"  # read, or one read and one written
+FUNCTIONS = *workloads.FUNCTIONS, *workloads.LOSSES, *TWO_ARRAYS
 DTYPES = ["bfloat16", "float32", "float16", "float64"]
 JAX_DTYPES = ["bfloat16", "float32"]  # it compiles for every shape, which takes longer than measuring
 
@@ -72,6 +69,7 @@ def libraries(flush):
     of_torch |= {
         "cross_entropy": torch.nn.functional.cross_entropy,
         "cross_entropy_value_and_grad": torch_value_and_grad,
+        "token_log_probs": lambda x, target: of_classes(torch.log_softmax(x, -1), target),
     }
     result["PyTorch"] = Rival(of_torch, same, by_events)
     missing = {}
@@ -158,6 +156,10 @@ def torch_value_and_grad(x, target):
     return loss.detach(), grad
 
 
+def of_classes(log_p, target):
+    return log_p.gather(-1, target[:, None])[:, 0]
+
+
 def divergence(x, y):
     import torch
 
@@ -195,7 +197,7 @@ def arguments(name, rows, n, dtype, generator):
     import torch
 
     x = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
-    if name.startswith("cross_entropy"):
+    if name in workloads.LOSSES:
         return x, torch.randint(n, (rows,), device="cuda", generator=generator)
     if name in ("binary_cross_entropy", "kl_divergence"):
         other = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
@@ -230,6 +232,9 @@ def expected(name, given):
     if name == "kl_divergence":
         parts = zip(*(a.split(1024) for a in given), strict=True)
         return sum(divergence(x.double(), y.double()) * len(x) for x, y in parts) / len(given[0])
+    if name == "token_log_probs":
+        x, target = given
+        return of_classes(torch.log_softmax(x[:4].double(), -1), target[:4])
     rows = [a[:4].double() for a in given]
     if name == "softmax_backward":
         g, y = rows
@@ -288,7 +293,8 @@ def measure(name, dtype, rows, n, rivals, flush, generator):
 
     given = arguments(name, rows, n, getattr(torch, dtype), generator)
     full = max(given, key=lambda tensor: tensor.numel())
-    moved = FUNCTIONS[name] * full.numel() * full.element_size()
+    elements = 2 * rows * n if name in TWO_ARRAYS else workloads.Workload(name, (rows, n)).elements_moved
+    moved = elements * full.element_size()
     half = torch.randint(0, 255, (moved // 2,), dtype=torch.uint8, device="cuda", generator=generator)
     target = torch.empty_like(half)
     row = {"function": name, "dtype": dtype, "shape": [rows, n], "bytes": moved, "GB/s": {}}
@@ -347,7 +353,7 @@ def line(row, names):
     share = f"{ours / copy:6.1%}" if ours else "     -"
     figures = " ".join(f"{rates[n]:10.0f}" if n in rates else f"{'-':>10}" for n in names)
     rows, n = row["shape"]
-    text = f"{row['function']:21} {row['dtype']:8} {rows:6} x {n:<7} {figures} {share}"
+    text = f"{row['function']:28} {row['dtype']:8} {rows:6} x {n:<7} {figures} {share}"
     return text + "".join(f"  {k}: {v}" for k, v in row.get("failed", {}).items())
 
 
@@ -376,7 +382,7 @@ def main():
         + ", ".join(f"{k} {v:.1f}" for k, v in result["host microseconds"].items())
     )
     print("".join(f"not compared with {name}: {reason}\n" for name, reason in missing.items()), end="")
-    print(f"{'function':21} {'dtype':8} {'rows':>6}   {'width':7} " + " ".join(f"{n:>10}" for n in names))
+    print(f"{'function':28} {'dtype':8} {'rows':>6}   {'width':7} " + " ".join(f"{n:>10}" for n in names))
     cases = [(name, dtype, shape) for dtype in DTYPES for name in FUNCTIONS for shape in SHAPES]
     for name, dtype, (rows, n) in cases:
         if time.monotonic() - begin > SECONDS:

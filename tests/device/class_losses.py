@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from losses_oracle import expected
+from losses_oracle import expected, plain_cross_entropy
 from oracle import BFLOAT16, DTYPES, check
 from samples import FAMILIES, sample
 from simulated import clear, few_columns, forget, here, one_thread, there  # noqa: F401
@@ -110,9 +110,16 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("dtype", "variant"), CASES)
-def test_class_indices_are_within_the_contract(dtype, variant, rng, few_threads):
-    for family in FAMILIES:
+def families_for(case, cases):
+    """All families for the first case, every other one for the rest in turn."""
+    i = cases.index(case)
+    return list(FAMILIES)[i % 2 :: 2] if i else FAMILIES
+
+
+@pytest.mark.parametrize("case", CASES, ids=", ".join)
+def test_class_indices_are_within_the_contract(case, rng, few_threads):
+    dtype, variant = case
+    for family in families_for(case, CASES):
         n = int(rng.choice([2, 33]))
         x = sample(family, rng, 2, n, dtype)
         compare(x, classes_for(rng, x), f"{family} {n}", **options_of(variant, n, rng))
@@ -120,12 +127,15 @@ def test_class_indices_are_within_the_contract(dtype, variant, rng, few_threads)
     compare(x, np.zeros(2, int), "one class", **options_of(variant, 1, rng))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "variant"),
-    [("float32", "plain"), ("float32", "weighted and smoothed"), ("float64", "plain"), ("bfloat16", "plain")],
-)
-def test_probabilities_are_within_the_contract(dtype, variant, rng, few_threads):
-    for family in FAMILIES:
+SOFT_CASES = [
+    ("float32", "weighted and smoothed"), ("float64", "plain"), ("float32", "plain"), ("bfloat16", "plain"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SOFT_CASES, ids=", ".join)
+def test_probabilities_are_within_the_contract(case, rng, few_threads):
+    dtype, variant = case
+    for family in families_for(case, SOFT_CASES):
         n = int(rng.choice([2, 33]))
         x = sample(family, rng, 3, n, dtype)
         compare(x, distributions(rng, x), f"{family} {n}", **options_of(variant, n, rng))
@@ -185,6 +195,9 @@ def all_ways(x, target, chosen, monkeypatch):
     q = np.ascontiguousarray(target.T) if target.ndim == 2 else target
     loss, grad = run(call, flipped, q, axis=0, **chosen)
     yield "columns", (loss, grad.T)
+    yield "alone", (run("cross_entropy", x, target, **chosen), None)
+    if target.ndim == 2 or len(chosen) > 1:
+        return  # how logits are loaded is the same for all targets
     with monkeypatch.context() as patch:
         patch.setattr(class_losses.layout, "LONGEST_COLUMN", 0)
         loss, grad = run(call, flipped, q, axis=0, **chosen)
@@ -192,16 +205,14 @@ def all_ways(x, target, chosen, monkeypatch):
     memory = np.zeros(x.size + 1, x.dtype)
     memory[1:] = x.ravel()
     yield "unaligned", run(call, memory[1:].reshape(x.shape), target, **chosen)
-    yield "alone", (run("cross_entropy", x, target, **chosen), None)
     yield "a row", run(call, x[1:], target[1:], **chosen)
 
 
 @pytest.mark.parametrize(
     ("dtype", "n", "variant", "soft"),
     [
-        ("float32", 13, "plain", False), ("float32", 13, "smoothed", False),
-        ("float32", 13, "weighted and smoothed", True), ("float64", 7, "weighted and smoothed", False),
-        ("bfloat16", 21, "plain", True),
+        ("bfloat16", 17, "plain", False), ("float32", 11, "smoothed", False), ("float32", 11, "plain", True),
+        ("float32", 11, "weighted and smoothed", True), ("float64", 5, "weighted and smoothed", False),
     ],
 )  # fmt: skip
 def test_the_bits_depend_on_the_row_alone(dtype, n, variant, soft, rng, monkeypatch):
@@ -236,7 +247,10 @@ def test_real_launches_of_every_kind(n, variant, soft, rng):
     # by part of a warp, and by several warps that meet in shared memory
     x = rng.normal(0, 3, (1, n)).astype(np.float32)
     target = distributions(rng, x) if soft else classes_for(rng, x)
-    compare(x, target, variant, **options_of(variant, n, rng))
+    chosen = options_of(variant, n, rng)
+    got = run("cross_entropy_value_and_grad", x, target, reduction="none", **chosen)
+    for result, want in zip(got, exact(x, target, **chosen), strict=True):
+        check(result, want, 4)
 
 
 # --- what is not checked on the host, and what does not count ----------------------------------------------
@@ -349,16 +363,9 @@ def test_special_values(few_threads):
 
 @pytest.mark.parametrize(
     ("shape", "reduction"),
-    [
-        ((5,), "none"),
-        ((5,), "mean"),
-        ((6, 5), "sum"),
-        ((6, 5), "mean"),
-        ((2, 5, 3), "mean"),
-        ((2, 5, 3), "none"),
-    ],
+    [((5,), "mean"), ((4, 5), "sum"), ((2, 5, 2), "mean"), ((2, 5, 2), "none")],
 )
-def test_reductions_and_axes_are_those_of_the_cpu(shape, reduction, rng, few_threads):
+def test_reductions_and_axes(shape, reduction, rng, few_threads):
     axis = 0 if len(shape) == 1 else 1
     x = rng.normal(0, 3, shape)
     outer = shape[:axis] + shape[axis + 1 :]
@@ -367,26 +374,27 @@ def test_reductions_and_axes_are_those_of_the_cpu(shape, reduction, rng, few_thr
         hard[0] = -100
     weight = rng.uniform(0.1, 2, 5).astype(np.float32)
     g = rng.normal(size=outer if reduction == "none" else ()).astype(np.float32)
-    for target in hard, numbasoft.softmax(rng.normal(0, 2, shape), axis=axis):
+    soft = np.ascontiguousarray(np.moveaxis(rng.dirichlet(np.ones(5), outer), -1, axis))
+    for target in hard, soft:
         for chosen in {}, dict(weight=weight, label_smoothing=0.2, z_loss=0.01):
             chosen = dict(chosen, axis=axis, reduction=reduction)
-            want, want_grad = numbasoft.cross_entropy_value_and_grad(x, target, **chosen)
+            want, want_grad = plain_cross_entropy(x, target, **chosen)
             loss, grad = run("cross_entropy_value_and_grad", x, target, **chosen)
             assert loss.shape == want.shape and grad.shape == want_grad.shape
             np.testing.assert_allclose(loss, want, rtol=1e-14)
             np.testing.assert_allclose(grad, want_grad, rtol=1e-13, atol=1e-17)
             np.testing.assert_array_equal(run("cross_entropy", x, target, **chosen), loss)
             got = run("cross_entropy_backward", g, x, target, **chosen)
-            want = numbasoft.cross_entropy_backward(g, x, target, **chosen)
-            np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-17)
+            _, want_grad = plain_cross_entropy(x, target, g, **chosen)
+            np.testing.assert_allclose(got, want_grad, rtol=1e-13, atol=1e-17)
 
 
 def test_a_sum_of_many_rows_has_one_order(rng, few_threads, monkeypatch):
     monkeypatch.setattr(geometry, "segments_launch", lambda n, s, a, *_: (geometry.Rows(5, 1, 1), 8))
     forget()
-    x, target = rng.normal(0, 3, (30, 3)), rng.integers(3, size=30)
+    x, target = rng.normal(0, 3, (20, 3)), rng.integers(3, size=20)
     loss = run("cross_entropy", x, target)
-    np.testing.assert_allclose(loss, numbasoft.cross_entropy(x, target), rtol=1e-15)
+    np.testing.assert_allclose(loss, plain_cross_entropy(x, target)[0].astype(float), rtol=1e-15)
     # the losses of log-probabilities may have either sign, and be infinite
     x[:, 1] *= 1e30
     for replaced in None, inf, -inf:
@@ -402,45 +410,45 @@ def test_every_kind_of_index(kind, rng, few_threads):
     x, target = rng.normal(0, 3, (3, 4)), np.array([3, 0, 100], kind)
     chosen = dict(ignore_index=100, reduction="none")
     np.testing.assert_allclose(
-        run("cross_entropy", x, target, **chosen), numbasoft.cross_entropy(x, target, **chosen), rtol=1e-14
+        run("cross_entropy", x, target, **chosen), plain_cross_entropy(x, target, **chosen)[0], rtol=1e-14
     )
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_layouts(axis, rng, few_threads):
     views = {
-        "transposed": lambda a: a.transpose(2, 0, 1), "every other": lambda a: a[::2, :, ::2],
-        "reversed": lambda a: a[:, ::-1], "broadcast": lambda a: np.broadcast_to(a[:1], a.shape),
+        "transposed": lambda a: a.transpose(2, 0, 1), "every other, reversed": lambda a: a[::2, ::-1, ::2],
+        "broadcast": lambda a: np.broadcast_to(a[:1], a.shape),
     }  # fmt: skip
     for name, view in views.items():
         x = view(rng.normal(0, 3, (3, 2, 4)))
         outer = x.shape[:axis] + x.shape[axis + 1 :]
         target = rng.integers(x.shape[axis], size=(*outer, 2))[..., 0]
         loss, grad = run("cross_entropy_value_and_grad", x, target, axis=axis)
-        want = numbasoft.cross_entropy_value_and_grad(x, target, axis=axis)
+        want = plain_cross_entropy(x, target, axis=axis)
         np.testing.assert_allclose(loss, want[0], rtol=1e-14, err_msg=name)
         np.testing.assert_allclose(grad, want[1], rtol=1e-13, atol=1e-17, err_msg=name)
         got = run("cross_entropy", x, target, axis=axis, reduction="none")
-        want = numbasoft.cross_entropy(x, target, axis=axis, reduction="none")
+        want, _ = plain_cross_entropy(x, target, axis=axis, reduction="none")
         np.testing.assert_allclose(got, want, rtol=1e-14, err_msg=name)
 
 
 def test_dtypes_that_differ(rng, few_threads):
     x = rng.normal(0, 3, (3, 6))
-    q = numbasoft.softmax(x, temperature=2.0)
-    for a, b in (("float32", "float64"), ("float16", BFLOAT16), ("float64", "float32"), ("int16", "float64")):
+    q = distributions(rng, x)
+    for a, b in (("float32", "float64"), ("float16", BFLOAT16), ("int16", "float32")):
         given = x.astype(a), q.astype(b)
         got = run("cross_entropy_value_and_grad", *given)
-        want = numbasoft.cross_entropy_value_and_grad(*given)
+        want = plain_cross_entropy(*given)
         for one, other in zip(got, want, strict=True):
-            assert one.dtype == other.dtype
+            assert one.dtype == (np.float64 if a == "int16" else a)
             np.testing.assert_allclose(
-                one.astype("f8"), other.astype("f8"), rtol=2e-3 if a == "float16" else 1e-6
+                one.astype("f8"), other, rtol=2e-3 if a == "float16" else 1e-6, atol=1e-7
             )
     x = x.astype(np.float32)
     for t in (1e-35, 1e35):
         got = run("cross_entropy_value_and_grad", x, np.array([0, 1, 2]), temperature=t)
-        want = numbasoft.cross_entropy_value_and_grad(x, np.array([0, 1, 2]), temperature=t)
+        want = plain_cross_entropy(x, np.array([0, 1, 2]), temperature=t)
         for one, other in zip(got, want, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6)
 
@@ -448,7 +456,7 @@ def test_dtypes_that_differ(rng, few_threads):
 def test_in_place(rng, few_threads):
     for axis, x in ((-1, rng.normal(0, 3, (3, 7))), (0, rng.normal(0, 3, (7, 3)))):
         target = np.array([0, -100, 5])
-        want = numbasoft.cross_entropy_backward(2.0, x, target, axis=axis)
+        _, want = plain_cross_entropy(x, target, 2.0, axis=axis)
         d = there(x.copy())
         _, got = numbasoft.cross_entropy_value_and_grad(d, there(target), axis=axis, out=d)
         assert got is d
@@ -456,7 +464,7 @@ def test_in_place(rng, few_threads):
         d = there(x.copy())
         assert numbasoft.cross_entropy_backward(2.0, d, there(target), axis=axis, out=d) is d
         np.testing.assert_allclose(here(d), want, rtol=1e-13)
-        lse = there(numbasoft.logsumexp(x, axis))
+        lse = there(np.log(np.exp(x).sum(axis)))
         got = numbasoft.cross_entropy_backward(2.0, there(x), there(target), lse=lse, axis=axis)
         np.testing.assert_allclose(here(got), want, rtol=1e-13)
 
@@ -465,7 +473,7 @@ def test_in_place(rng, few_threads):
 def test_losses_of_log_probabilities(reduction, rng, few_threads):
     weight = rng.uniform(0, 2, 5)
     weight[3] = 0
-    for shape, axis, dtype in (((7, 5), -1, "float32"), ((5, 4), 0, "float64"), ((2, 5, 3), 1, "bfloat16")):
+    for shape, axis, dtype in (((4, 5), -1, "float32"), ((5, 3), 0, "float64"), ((2, 5, 2), 1, "bfloat16")):
         log_p = rng.normal(-3, 1, shape).astype(DTYPES[dtype])
         outer = np.delete(shape, axis)
         target = rng.integers(5, size=outer)

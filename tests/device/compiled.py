@@ -55,14 +55,17 @@ ELEMENTWISE = [
 ]
 
 
+SIZES = "few", "middle", "many"  # of the vectors that a thread holds
+
+
 def kernels(storage):
-    """All kernels for a storage type."""
-    kinds, sizes = (storage,), ("few", "middle", "many")
+    """The kernels of softmax, log_softmax and logsumexp for a storage type."""
+    kinds = (storage,)
     for room in softmax, log_softmax, logsumexp:
         stores = room is not logsumexp
         for aligned, masked in (True, False), (False, False), (False, True):
             held = (geometry.PAIR_VECTORS if masked else geometry.VECTORS)[storage]
-            for vectors, size in dict(zip(held, sizes, strict=True)).items():
+            for vectors, size in dict(zip(held, SIZES, strict=True)).items():
                 options, most = (
                     (*kinds, vectors, aligned, masked),
                     geometry.most_threads(vectors, storage, masked),
@@ -72,7 +75,7 @@ def kernels(storage):
             yield Kernel(room.forward_columns, (*kinds, masked), "columns", geometry.MOST_COLUMN_THREADS)
     n, part = geometry.SEGMENT_VECTORS[storage], geometry.LAST_VECTORS[storage]
     for room in softmax, log_softmax:
-        for vectors, size in dict(zip(geometry.PAIR_VECTORS[storage], sizes, strict=True)).items():
+        for vectors, size in dict(zip(geometry.PAIR_VECTORS[storage], SIZES, strict=True)).items():
             for aligned in True, False:
                 options, most = (*kinds, vectors, aligned), geometry.most_threads(vectors, storage, True)
                 yield Kernel(room.backward, options, size, most, 2 * vectors, vectors)
@@ -90,13 +93,25 @@ def kernels(storage):
         options = *kinds, product, last
         yield Kernel(split.terms, options, "segments", geometry.SEGMENT_THREADS, 2 * n, 0)
     few, middle, _ = geometry.VECTORS[storage]
-    kind = "f8" if storage == "f8" else "f4"
     for vectors, aligned in (few, True), (few, False), (middle, True), (middle, False):
         size = "few" if vectors == few else "middle"
         options = *kinds, vectors, aligned, storage
         most = geometry.most_threads(vectors, storage)
         yield Kernel(logsumexp.backward, options, size, most, vectors, vectors)
     yield Kernel(logsumexp.backward_columns, (*kinds, storage), "columns", geometry.MOST_COLUMN_THREADS)
+
+
+def losses(storage):
+    """The kernels of all losses for a storage type."""
+    yield from elementwise(storage)
+    yield from divergences(storage)
+    yield from class_losses(storage)
+    yield from before_and_after(storage)
+
+
+def elementwise(storage):
+    kinds, (few, middle, _) = (storage,), geometry.VECTORS[storage]
+    kind = "f8" if storage == "f8" else "f4"
     for operation, inputs, stores, more in ELEMENTWISE:
         held = (few,) if operation.few else (few, middle)
         for vectors, aligned in itertools.product(held, (True, False)):
@@ -104,11 +119,18 @@ def kernels(storage):
             options = *kinds, vectors, aligned, *(kind if option == "wide" else option for option in more)
             most = geometry.MOST_THREADS
             yield Kernel(operation.kernel, options, size, most, inputs * vectors, vectors * stores)
+    yield Kernel(totals.total, (kind, storage), "few", geometry.TOTAL_THREADS, 0, 0)
+    if kind == storage:
+        for vectors in few, middle:
+            yield Kernel(totals.sums, (*kinds, vectors), "middle", geometry.MOST_THREADS, vectors, 0)
+
+
+def divergences(storage):
+    kinds, n = (storage,), geometry.SEGMENT_VECTORS[storage]
     for vectors, aligned in itertools.product(sorted(set(geometry.HEAVY_VECTORS[storage])), (True, False)):
         options = *kinds, vectors, aligned, storage
         yield Kernel(kl_divergence.forward, options, "middle", geometry.MOST_THREADS, 2 * vectors, 0)
-    sizes = dict(zip(geometry.PAIR_VECTORS[storage], ("few", "middle", "many"), strict=True))
-    for vectors, size in sizes.items():
+    for vectors, size in dict(zip(geometry.PAIR_VECTORS[storage], SIZES, strict=True)).items():
         for aligned in True, False:
             options = *kinds, vectors, aligned, storage
             most = geometry.MOST_THREADS
@@ -123,23 +145,17 @@ def kernels(storage):
     yield Kernel(kl_divergence.combine, (*kinds, storage), "segments", most, 0, 0)
     most = geometry.MOST_THREADS
     yield Kernel(kl_divergence.backward_segments, (*kinds, storage), "segments", most, 2 * held, held)
-    yield Kernel(totals.total, (kind, storage), "few", geometry.TOTAL_THREADS, 0, 0)
-    if kind == storage:
-        for vectors in few, middle:
-            yield Kernel(totals.sums, (*kinds, vectors), "middle", geometry.MOST_THREADS, vectors, 0)
 
 
 def class_losses(storage):
     """The kernels of cross-entropy for a storage type."""
     n = geometry.SEGMENT_VECTORS[storage]
-    for target, gradient in itertools.product(operations.REGIONS, (True, False)):
+    for target, gradient in itertools.product(operations.REGIONS, (False, True)):
         has_class, is_plain = target in operations.OF_CLASSES, target == operations.CLASS
         held = (geometry.VECTORS if is_plain else geometry.SHARE_VECTORS)[storage]
         rows = 1 if has_class else 2
         kinds = storage, target, gradient
-        for (vectors, size), aligned in itertools.product(
-            zip(held, ("few", "middle", "many"), strict=True), (False, True)
-        ):
+        for (vectors, size), aligned in itertools.product(zip(held, SIZES, strict=True), (True, False)):
             options = *kinds, storage, vectors, aligned
             loads, stores = rows * vectors, vectors * gradient
             size = "losses" if size == "few" and (storage == "f8" or not is_plain) else size
@@ -171,7 +187,19 @@ def before_and_after(storage):
 
 # Of the kernels of a storage type every so many is compiled by default; of float32 every other.
 EVERY = {"f4": 2, "b2": 5, "f8": 8, "f2": 14}
-EVERY_LOSS = {"f4": 6, "b2": 17, "f8": 19, "f2": 40}
+# Of the losses the largest kernel of every regime in float32, and in the others every so many of those.
+EVERY_LARGEST = {"f4": 1, "b2": 7, "f8": 8, "f2": 15}
+
+
+def largest_losses(storage):
+    """Of every regime, and of whole rows for every kind of target, the kernel with the most accesses."""
+    found = {}
+    for kernel in losses(storage):
+        regime = kernel.factory, kernel.options[1] if kernel.factory is cross_entropy.rows else None
+        accesses = (kernel.loads or 0) + (kernel.stores or 0)
+        if regime not in found or accesses >= found[regime][0]:
+            found[regime] = accesses, kernel
+    return [kernel for _, kernel in found.values()]
 
 
 def chosen():
@@ -185,14 +213,11 @@ def chosen():
                 yield from ((kernel, cc) for cc in ARCHITECTURES)
             elif i % every == 0:
                 yield kernel, next(turn)
-    for storage, every in EVERY_LOSS.items():
-        for i, kernel in enumerate(class_losses(storage)):
-            if everything:
-                yield from ((kernel, cc) for cc in ARCHITECTURES)
-            elif i % every == 0:
-                yield kernel, next(turn)
-    for kernel in before_and_after("f4"):
-        yield kernel, next(turn)
+    for storage, every in EVERY_LARGEST.items():
+        if everything:
+            yield from itertools.product(losses(storage), ARCHITECTURES)
+        else:
+            yield from ((kernel, next(turn)) for kernel in largest_losses(storage)[every // 2 :: every])
     for options in ("f4", "f4"), ("f8", "b2"), ("u8", "f8"), ("b1", "b1"):
         yield Kernel(copies.copy, options, "copies", copies.THREADS), next(turn)
 

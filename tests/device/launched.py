@@ -217,6 +217,6 @@ def test_the_sanitizers_see_every_kernel(storage, monkeypatch):
             if name.endswith("steps") and hasattr(steps, "__wrapped__"):
                 monkeypatch.setattr(module, name, steps.__wrapped__)
     every_kernel.call_every_kernel(storage)
-    lists = compiled.kernels, compiled.class_losses, compiled.before_and_after
-    wanted = {(k.factory, k.options, k.threads) for kernels in lists for k in kernels(storage)}
+    all_kernels = *compiled.kernels(storage), *compiled.losses(storage)
+    wanted = {(k.factory, k.options, k.threads) for k in all_kernels}
     assert not wanted - made

@@ -308,7 +308,11 @@ def losses_of(storage, target, gradient):
     @jit.device
     def loss_of(k, m, logit, own, shares, far, log, lse, z, inverse, inverse_rest):
         y = logarithm(logit, m, inverse, inverse_rest, log, False)
-        value = select(own == 0.0, own * log[0], fma(own, 0.0 - y, 0.0))
+        value = fma(own, 0.0 - y, 0.0)
+        # a weight below 1 may bring back what overflows without it
+        apart = (own * fma(logit, -0.25, m * 0.25)) * inverse * 4.0
+        value = select(y == -INFINITY, apart, value)
+        value = select(own == 0.0, own * log[0], value)
         if is_shared:
             value = value + fma(shares, log[0], far * (inverse * 4.0))
         value = select(z == 0.0, value, fma(z * lse, lse, value))
