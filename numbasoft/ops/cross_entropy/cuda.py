@@ -656,18 +656,11 @@ def columns(storage, target, gradient, loss_storage):
         on = c < inner
         c = min(c, inner - 1)
         at, q_at = x + i * x_outer + c * x_inner, q + i * q_outer + c * q_inner
-        dx_at = dx + i * dx_outer + c * dx_inner
         high, low = vector_of(high), vector_of(low)
         inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
         own, shared, shares, z = vector_of(kept), vector_of(shared), vector_of(mass), vector_of(z)
         k, elsewhere, far = i - i, number(high, 0.0), number(high, 0.0)
         logit = far
-        if has_class and gradient:  # before a gradient may overwrite the logits
-            row = i * row_outer + c * row_inner
-            k, logit, own, elsewhere, shares = class_of(
-                at, x_step, places + row * 8, own, weights, shared, spread, shares
-            )
-
         # first of all whether the column holds probabilities: what else is summed needs the registers
         if target == WEIGHTED:
             most_given, least = number(high, -INFINITY), number(high, -INFINITY)
@@ -736,6 +729,12 @@ def columns(storage, target, gradient, loss_storage):
                 far_total += part[0]
                 far_rest += part[1]
             j += share_count * STRIDED_LANES
+        # held through the loops it took registers that were spilled; gradients overwrite it after a barrier
+        row = i * row_outer + c * row_inner
+        if has_class:
+            k, logit, own, elsewhere, shares = class_of(
+                at, x_step, places + row * 8, own, weights, shared, spread, shares
+            )
         total = parts_of(column_sum(total, cells), column_sum(rest, cells))
         if is_shared:
             far = positive_total(most, parts_of(column_sum(far_total, cells), column_sum(far_rest, cells)))
@@ -762,11 +761,6 @@ def columns(storage, target, gradient, loss_storage):
             logit, own = m, number(m, 0.0)
 
         # loop 4: the log of the sum, and the loss
-        row = i * row_outer + c * row_inner
-        if has_class and not gradient:  # only now: held through the loops it took registers that were spilled
-            k, logit, own, elsewhere, shares = class_of(
-                at, x_step, places + row * 8, own, weights, shared, spread, shares
-            )
         log = log_of_row(m, second, maxima, total, high, low)
         lse = result_of(m, second, maxima, total, high, low, inverse, inverse_rest)
         if z_at != 0:
@@ -784,6 +778,7 @@ def columns(storage, target, gradient, loss_storage):
                 k, m, second, maxima, total, logit, own, elsewhere, shares, lse, z, unit,
                 inverse, inverse_rest, high, low,
             )  # fmt: skip
+            dx_at = dx + i * dx_outer + c * dx_inner
             j = start
             while j < n:
                 e = exponentials(gather(at, x_step, j, share_count, n), m, base, high, low)
