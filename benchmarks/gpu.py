@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from numbasoft import cuda as numbasoft_cuda
+from numbasoft.report import workloads
 
 SECONDS = 420  # no new workload is begun after this; all is over within eight minutes
 REPEATS = 30
@@ -27,10 +28,8 @@ MOST_BYTES = 1 << 29  # of an array
 
 WIDTHS = [64, 256, 1000, 1003, 1024, 4096, 16_384, 50_257, 65_536, 262_144]
 SHAPES = [(min(32_768, MOST_BYTES // 4 // n), n) for n in WIDTHS] + [(8, 262_144), (256, 1000)]
-FUNCTIONS = {
-    "softmax": 2, "log_softmax": 2, "softmax_backward": 3, "log_softmax_backward": 3, "logsumexp": 1,
-    "logsumexp_backward": 2,
-}  # fmt: skip
+TWO_ARRAYS = "sigmoid", "binary_cross_entropy", "kl_divergence"  # read, or one read and one written
+FUNCTIONS = *workloads.FUNCTIONS, *workloads.LOSSES, *TWO_ARRAYS
 DTYPES = ["bfloat16", "float32", "float16", "float64"]
 JAX_DTYPES = ["bfloat16", "float32"]  # it compiles for every shape, which takes longer than measuring
 
@@ -63,6 +62,14 @@ def libraries(flush):
         "log_softmax_backward": lambda g, y: torch.ops.aten._log_softmax_backward_data(g, y, -1, y.dtype),
         # as its autograd does
         "logsumexp_backward": lambda g, x, lse: g[:, None] * (x - lse[:, None]).exp(),
+        "sigmoid": torch.sigmoid,
+        "binary_cross_entropy": torch.nn.functional.binary_cross_entropy_with_logits,
+        "kl_divergence": divergence,
+    }
+    of_torch |= {
+        "cross_entropy": torch.nn.functional.cross_entropy,
+        "cross_entropy_value_and_grad": torch_value_and_grad,
+        "token_log_probs": lambda x, target: of_classes(torch.log_softmax(x, -1), target),
     }
     result["PyTorch"] = Rival(of_torch, same, by_events)
     missing = {}
@@ -140,6 +147,26 @@ def jax_rival():
     return Rival(jax_functions(), to_jax, by_clock, JAX_DTYPES)
 
 
+def torch_value_and_grad(x, target):
+    import torch
+
+    x = x.detach().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(x, target)
+    (grad,) = torch.autograd.grad(loss, x)
+    return loss.detach(), grad
+
+
+def of_classes(log_p, target):
+    return log_p.gather(-1, target[:, None])[:, 0]
+
+
+def divergence(x, y):
+    import torch
+
+    p, q = torch.log_softmax(x, -1), torch.log_softmax(y, -1)
+    return torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
+
+
 def triton_softmax():
     """The softmax of Triton's tutorial: a row to a program, padded to a power of two."""
     import torch
@@ -170,6 +197,11 @@ def arguments(name, rows, n, dtype, generator):
     import torch
 
     x = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
+    if name in workloads.LOSSES:
+        return x, torch.randint(n, (rows,), device="cuda", generator=generator)
+    if name in ("binary_cross_entropy", "kl_divergence"):
+        other = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
+        return x, torch.sigmoid(other) if name == "binary_cross_entropy" else other
     if not name.endswith("_backward"):
         return (x,)
     if name == "logsumexp_backward":
@@ -179,9 +211,30 @@ def arguments(name, rows, n, dtype, generator):
 
 
 def expected(name, given):
-    """The first rows in float64, by PyTorch."""
+    """The first rows in float64, or one number for all, by PyTorch."""
     import torch
 
+    if name.startswith("cross_entropy"):
+        x, target = given
+        rows, step = len(x), 64
+        parts = [
+            torch.nn.functional.cross_entropy(x[i : i + step].double(), target[i : i + step], reduction="sum")
+            for i in range(0, rows, step)
+        ]
+        loss = torch.stack(parts).sum() / rows
+        p = torch.softmax(x[:4].double(), -1)
+        p[torch.arange(len(p)), target[:4]] -= 1
+        return loss if name == "cross_entropy" else (loss, p / rows)
+    if name == "binary_cross_entropy":  # in blocks: float64 of all would not fit beside the rest
+        parts = zip(*(a.split(1024) for a in given), strict=True)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits
+        return sum(loss(x.double(), t.double(), reduction="sum") for x, t in parts) / given[0].numel()
+    if name == "kl_divergence":
+        parts = zip(*(a.split(1024) for a in given), strict=True)
+        return sum(divergence(x.double(), y.double()) * len(x) for x, y in parts) / len(given[0])
+    if name == "token_log_probs":
+        x, target = given
+        return of_classes(torch.log_softmax(x[:4].double(), -1), target[:4])
     rows = [a[:4].double() for a in given]
     if name == "softmax_backward":
         g, y = rows
@@ -192,17 +245,29 @@ def expected(name, given):
     if name == "logsumexp_backward":
         g, x, lse = rows
         return g[:, None] * (x - lse[:, None]).exp()
+    if name == "sigmoid":
+        return torch.sigmoid(rows[0])
     return getattr(torch, name)(rows[0], -1)
 
 
 def is_right(name, given, got):
+    if isinstance(got, tuple):
+        return all(is_close(given, g, w) for g, w in zip(got, expected(name, given), strict=True))
+    return is_close(given, got, expected(name, given))
+
+
+def is_close(given, got, want):
     import torch
 
     got = torch.as_tensor(got) if isinstance(got, torch.Tensor) else torch.from_dlpack(got)
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-    want = expected(name, given)
+    if not want.ndim:
+        return bool((got.double() - want).abs() <= tolerance[given[0].dtype] * want.abs())
+    want = torch.atleast_1d(want)
     allowed = tolerance[given[0].dtype] * want.abs().clamp_min(want.abs().amax(-1, keepdim=True) * 1e-3)
-    return bool(((got[:4].double() - want).abs() <= allowed + 1e-30).all())
+    finfo = torch.finfo(given[0].dtype)  # a mean's gradient may be less than the smallest number of 16 bits
+    allowed = allowed + max(1e-30, finfo.smallest_normal * finfo.eps)
+    return bool(((torch.atleast_1d(got)[:4].double() - want).abs() <= allowed).all())
 
 
 def timed(call, flush):
@@ -227,8 +292,9 @@ def measure(name, dtype, rows, n, rivals, flush, generator):
     import torch
 
     given = arguments(name, rows, n, getattr(torch, dtype), generator)
-    full = given[-1] if name != "logsumexp_backward" else given[1]
-    moved = FUNCTIONS[name] * full.numel() * full.element_size()
+    full = max(given, key=lambda tensor: tensor.numel())
+    elements = 2 * rows * n if name in TWO_ARRAYS else workloads.Workload(name, (rows, n)).elements_moved
+    moved = elements * full.element_size()
     half = torch.randint(0, 255, (moved // 2,), dtype=torch.uint8, device="cuda", generator=generator)
     target = torch.empty_like(half)
     row = {"function": name, "dtype": dtype, "shape": [rows, n], "bytes": moved, "GB/s": {}}
@@ -287,7 +353,7 @@ def line(row, names):
     share = f"{ours / copy:6.1%}" if ours else "     -"
     figures = " ".join(f"{rates[n]:10.0f}" if n in rates else f"{'-':>10}" for n in names)
     rows, n = row["shape"]
-    text = f"{row['function']:21} {row['dtype']:8} {rows:6} x {n:<7} {figures} {share}"
+    text = f"{row['function']:28} {row['dtype']:8} {rows:6} x {n:<7} {figures} {share}"
     return text + "".join(f"  {k}: {v}" for k, v in row.get("failed", {}).items())
 
 
@@ -316,7 +382,7 @@ def main():
         + ", ".join(f"{k} {v:.1f}" for k, v in result["host microseconds"].items())
     )
     print("".join(f"not compared with {name}: {reason}\n" for name, reason in missing.items()), end="")
-    print(f"{'function':21} {'dtype':8} {'rows':>6}   {'width':7} " + " ".join(f"{n:>10}" for n in names))
+    print(f"{'function':28} {'dtype':8} {'rows':>6}   {'width':7} " + " ".join(f"{n:>10}" for n in names))
     cases = [(name, dtype, shape) for dtype in DTYPES for name in FUNCTIONS for shape in SHAPES]
     for name, dtype, (rows, n) in cases:
         if time.monotonic() - begin > SECONDS:

@@ -238,12 +238,17 @@ def upstream(grad, reduction, shape, axis=None):
     """
     g = array(grad, "grad")
     result_dtype(g.dtype, "grad")
-    if reduction != "none" and g.shape:
-        raise ValueError(f"grad has shape {g.shape}, but must be one number for reduction {reduction!r}")
-    kept = shape if axis is None else (*shape[:axis], 1, *shape[axis:])
-    if reduction == "none" and g.shape not in (shape, kept):
-        raise ValueError(f"grad has shape {g.shape}, but must have shape {shape} for reduction 'none'")
+    upstream_shape(g.shape, reduction, shape, axis)
     return g.astype(np.float64).reshape(shape if reduction == "none" else ())
+
+
+def upstream_shape(given, reduction, shape, axis=None):
+    """As ``upstream``, of the gradient's shape alone."""
+    if reduction != "none" and given:
+        raise ValueError(f"grad has shape {given}, but must be one number for reduction {reduction!r}")
+    kept = shape if axis is None else (*shape[:axis], 1, *shape[axis:])
+    if reduction == "none" and given not in (shape, kept):
+        raise ValueError(f"grad has shape {given}, but must have shape {shape} for reduction 'none'")
 
 
 def class_axis(axis, shape, name):
@@ -264,8 +269,7 @@ def class_weight(value, classes):
         return None
     weight = array(value, "weight")
     result_dtype(weight.dtype, "weight")
-    if weight.shape != (classes,):
-        raise ValueError(f"weight has shape {weight.shape}, but must have shape ({classes},): one per class")
+    weight_shape(weight.shape, classes)
     weight = weight.astype(np.float64)
     bad = np.flatnonzero(~((weight >= 0) & (weight < np.inf)))
     if bad.size:
@@ -273,17 +277,27 @@ def class_weight(value, classes):
     return weight
 
 
+def weight_shape(shape, classes):
+    if shape != (classes,):
+        raise ValueError(f"weight has shape {shape}, but must have shape ({classes},): one per class")
+
+
+def class_target(given, shape, dtype, name):
+    """Class indices have a shape and a dtype (by name) for one of them per row."""
+    if not str(dtype).startswith(("int", "uint")):
+        raise TypeError(f"{name} has dtype {dtype}, but must hold integers: class indices")
+    if given != shape:
+        raise ValueError(
+            f"{name} has shape {given}, but must have shape {shape}, that of the logits without their classes"
+        )
+
+
 def class_indices(target, shape, name, classes, ignore_index, ignored):
     """Class indices as contiguous int64, one per row, and ``ignored`` where they equal ignore_index.
 
     ``shape`` is the logits' without the classes. ``ignore_index`` None: nothing is ignored.
     """
-    if target.dtype.kind not in "iu":
-        raise TypeError(f"{name} has dtype {target.dtype}, but must hold integers: class indices")
-    if target.shape != shape:
-        raise ValueError(
-            f"{name} has shape {target.shape}, but must have shape {shape}, that of the logits without their classes"
-        )
+    class_target(target.shape, shape, target.dtype.newbyteorder("="), name)
     rows = np.ascontiguousarray(target).reshape(-1)
     if rows.size == 0:
         return np.empty(0, np.int64), False
@@ -302,15 +316,13 @@ def class_indices(target, shape, name, classes, ignore_index, ignored):
 
 
 def sum_tolerance(dtype):
-    """How far the sum of probabilities may be from 1: by rounding to the dtype, and other libraries' errors."""
-    if is_bfloat16(dtype):
-        return 2.0**-5
-    return 2.0**-8 if dtype.itemsize == 2 else 2.0**-10
+    """How far the sum of probabilities may be from 1: by rounding to the dtype (by name), and others' errors."""
+    return {"bfloat16": 2.0**-5, "float16": 2.0**-8}.get(dtype, 2.0**-10)
 
 
 def distributions(least, sums, name, shape, dtype):
     """Refuse probabilities of which an element is negative, or a row does not sum to 1."""
-    tolerance = sum_tolerance(dtype)
+    tolerance = sum_tolerance(dtype.name)
     bad = np.flatnonzero(~((least >= 0) & (np.abs(sums - 1) <= tolerance)))
     if not bad.size:
         return

@@ -91,5 +91,47 @@ def expected(
     )
 
 
+def plain_cross_entropy(
+    x, target, g=1.0, *, axis=-1, weight=None, ignore_index=-100, label_smoothing=0.0, z_loss=0.0,
+    temperature=1.0, reduction="mean",
+):  # fmt: skip
+    """Loss and gradient of finite arrays of any shape, by the formula in extended precision."""
+    shape, x = x.shape, np.moveaxis(x.astype(np.longdouble), axis, -1) / np.longdouble(temperature)
+    n = x.shape[-1]
+    w = np.ones(n) if weight is None else weight.astype(np.longdouble)
+    if target.shape == shape:
+        counts, share = np.ones(x.shape[:-1], bool), np.moveaxis(target, axis, -1)
+        divisor = counts.size
+    else:
+        counts = target != ignore_index
+        share = np.eye(n)[np.where(counts, target, 0)]
+        divisor = (share @ w)[counts].sum()
+    q = w * ((1 - np.longdouble(label_smoothing)) * share + np.longdouble(label_smoothing) / n)
+    z = np.longdouble(z_loss) * (divisor / counts.sum() if reduction == "mean" else 1)
+    m = x.max(-1, keepdims=True)
+    lse = m + np.log(np.exp(x - m).sum(-1, keepdims=True))
+    loss = np.where(counts, (q * (lse - x)).sum(-1) + z * lse[..., 0] ** 2, 0)
+    grad = ((q.sum(-1, keepdims=True) + 2 * z * lse) * np.exp(x - lse) - q) / np.longdouble(temperature)
+    grad = np.moveaxis(grad * counts[..., None] * np.expand_dims(g, -1), -1, axis)
+    if reduction == "none":
+        return loss, grad
+    return (loss.sum() / divisor, grad / divisor) if reduction == "mean" else (loss.sum(), grad)
+
+
+def plain_divergence(x, y, g=1.0, *, axis=-1, temperature=1.0, reduction="mean"):
+    """As ``plain_cross_entropy``, for ``kl_divergence``."""
+    logs = []
+    for a in x, y:
+        a = np.moveaxis(a.astype(np.longdouble), axis, -1) / np.longdouble(temperature)
+        a = a - a.max(-1, keepdims=True)
+        logs.append(a - np.log(np.exp(a).sum(-1, keepdims=True)))
+    p, q = map(np.exp, logs)
+    loss = (p * (logs[0] - logs[1])).sum(-1)
+    grad = np.moveaxis((q - p) / np.longdouble(temperature) * np.expand_dims(g, -1), -1, axis)
+    if reduction == "none":
+        return loss, grad
+    return (loss.mean(), grad / loss.size) if reduction == "mean" else (loss.sum(), grad)
+
+
 def is_above_half(p, wide):
     return np.ldexp(p.hi, np.clip(p.exp, -60, 2)) > 0.5 if wide else p > 0.5

@@ -278,27 +278,29 @@ PUBLIC = {
     "log_softmax_backward": "(grad, log_y, axis=-1, *, temperature=1.0, out=None, stream=None)",
     "logsumexp_backward": "(grad, x, lse, axis=-1, *, temperature=1.0, out=None, stream=None)",
     "cross_entropy": "(logits, target, *, axis=-1, weight=None, ignore_index=-100, label_smoothing=0.0, "
-    "z_loss=0.0, temperature=1.0, reduction='mean')",
+    "z_loss=0.0, temperature=1.0, reduction='mean', stream=None)",
     "cross_entropy_value_and_grad": "(logits, target, *, axis=-1, weight=None, ignore_index=-100, "
-    "label_smoothing=0.0, z_loss=0.0, temperature=1.0, reduction='mean', out=None)",
+    "label_smoothing=0.0, z_loss=0.0, temperature=1.0, reduction='mean', out=None, stream=None)",
     "cross_entropy_backward": "(grad, logits, target, *, lse=None, axis=-1, weight=None, ignore_index=-100, "
-    "label_smoothing=0.0, z_loss=0.0, temperature=1.0, reduction='mean', out=None)",
-    "token_log_probs": "(logits, ids, *, axis=-1, temperature=1.0)",
+    "label_smoothing=0.0, z_loss=0.0, temperature=1.0, reduction='mean', out=None, stream=None)",
+    "token_log_probs": "(logits, ids, *, axis=-1, temperature=1.0, stream=None)",
     "perplexity": "(logits, target, *, axis=-1, ignore_index=-100, temperature=1.0)",
-    "binary_cross_entropy": "(logits, target, *, pos_weight=1.0, reduction='mean')",
-    "binary_cross_entropy_backward": "(grad, logits, target, *, pos_weight=1.0, reduction='mean', out=None)",
-    "kl_divergence": "(p_logits, q_logits, *, axis=-1, temperature=1.0, reduction='mean')",
+    "binary_cross_entropy": "(logits, target, *, pos_weight=1.0, reduction='mean', stream=None)",
+    "binary_cross_entropy_backward": "(grad, logits, target, *, pos_weight=1.0, reduction='mean', out=None, "
+    "stream=None)",
+    "kl_divergence": "(p_logits, q_logits, *, axis=-1, temperature=1.0, reduction='mean', stream=None)",
     "kl_divergence_backward": "(grad, p_logits, q_logits, *, axis=-1, temperature=1.0, reduction='mean', "
-    "out=None)",
-    "sigmoid": "(x, *, out=None)",
-    "sigmoid_backward": "(grad, y, *, out=None)",
-    "logit": "(p, *, out=None)",
+    "out=None, stream=None)",
+    "sigmoid": "(x, *, out=None, stream=None)",
+    "sigmoid_backward": "(grad, y, *, out=None, stream=None)",
+    "logit": "(p, *, out=None, stream=None)",
     "fit_temperature": "(logits, target, *, axis=-1, ignore_index=-100)",
     "sample": "(logits, *, axis=-1, temperature=1.0, top_k=None, top_p=None, min_p=None, rng=None)",
     "gumbel_softmax": "(logits, *, axis=-1, temperature=1.0, hard=False, rng=None, out=None)",
-    "nll_loss": "(log_probs, target, *, axis=-1, weight=None, ignore_index=-100, reduction='mean')",
+    "nll_loss": "(log_probs, target, *, axis=-1, weight=None, ignore_index=-100, reduction='mean', "
+    "stream=None)",
     "nll_loss_backward": "(grad, log_probs, target, *, axis=-1, weight=None, ignore_index=-100, "
-    "reduction='mean')",
+    "reduction='mean', stream=None)",
 }
 
 

@@ -6,6 +6,7 @@ import tracemalloc
 
 import numba
 import numpy as np
+import onnx_nodes
 import pytest
 from losses_oracle import expected
 from oracle import BFLOAT16, DTYPES, check
@@ -180,24 +181,9 @@ def test_against_pytorch(weighted, smoothing, reduction, rng):
         np.testing.assert_array_equal(cross_entropy_backward(ones, x, target, **chosen), grad)
 
 
-def onnx_cases():
-    try:
-        from onnx.backend.test.loader import load_model_tests
-    except ImportError:
-        return []
-    np.random.seed(0)  # noqa: NPY002, onnx draws its inputs from this generator
-    with np.errstate(all="ignore"):
-        cases = load_model_tests(kind="node")
-    return [
-        c
-        for c in cases
-        if c.name.startswith(("test_sce", "test_nllloss")) and not c.name.endswith("expanded")
-    ]
-
-
 def test_the_onnx_node_tests():
     onnx = pytest.importorskip("onnx", reason="onnx is not installed, whose node tests are the oracle here")
-    cases = onnx_cases()
+    cases = onnx_nodes.cases("SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss")
     assert len(cases) > 40
     for case in cases:
         (node,) = case.model.graph.node

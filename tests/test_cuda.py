@@ -199,6 +199,19 @@ CALLS = {
     "softmax_backward": lambda a, **o: numbasoft.softmax_backward(a, a, **o),
     "log_softmax_backward": lambda a, **o: numbasoft.log_softmax_backward(a, a, **o),
     "logsumexp_backward": lambda a, **o: numbasoft.logsumexp_backward(a, a, a, **o),
+    "cross_entropy": lambda a, **o: numbasoft.cross_entropy(a, a, **o),
+    "cross_entropy_value_and_grad": lambda a, **o: numbasoft.cross_entropy_value_and_grad(a, a, **o),
+    "cross_entropy_backward": lambda a, **o: numbasoft.cross_entropy_backward(1.0, a, a, **o),
+    "token_log_probs": lambda a, **o: numbasoft.token_log_probs(a, a, **o),
+    "nll_loss": lambda a, **o: numbasoft.nll_loss(a, a, **o),
+    "nll_loss_backward": lambda a, **o: numbasoft.nll_loss_backward(1.0, a, a, **o),
+    "sigmoid": lambda a, **o: numbasoft.sigmoid(a, **o),
+    "sigmoid_backward": lambda a, **o: numbasoft.sigmoid_backward(a, a, **o),
+    "logit": lambda a, **o: numbasoft.logit(a, **o),
+    "binary_cross_entropy": lambda a, **o: numbasoft.binary_cross_entropy(a, a, **o),
+    "binary_cross_entropy_backward": lambda a, **o: numbasoft.binary_cross_entropy_backward(a, a, a, **o),
+    "kl_divergence": lambda a, **o: numbasoft.kl_divergence(a, a, **o),
+    "kl_divergence_backward": lambda a, **o: numbasoft.kl_divergence_backward(a, a, a, **o),
 }
 
 
@@ -259,6 +272,13 @@ def test_mixed_homes(protocol):
         lambda: numbasoft.softmax_backward(here, there),
         lambda: numbasoft.log_softmax_backward(there, here),
         lambda: numbasoft.logsumexp_backward(1.0, there, there),
+        lambda: numbasoft.sigmoid(there, out=here),
+        lambda: numbasoft.sigmoid_backward(here, there),
+        lambda: numbasoft.logit(here, out=there),
+        lambda: numbasoft.binary_cross_entropy(there, here),
+        lambda: numbasoft.binary_cross_entropy_backward(1.0, there, there),
+        lambda: numbasoft.kl_divergence(there, here),
+        lambda: numbasoft.kl_divergence_backward(1.0, there, there),
     ):
         with pytest.raises(TypeError, match=r"is on a CUDA device and .* is not"):
             call()
@@ -276,7 +296,8 @@ needs_numba_cuda = pytest.mark.skipif(
     importlib.util.find_spec("numba_cuda") is None,
     reason="numba-cuda is not installed: pip install '.[cuda-test]'",
 )
-PARTS = {"simulated": {"NUMBA_ENABLE_CUDASIM": "1"}, "compiled": {}}
+SIMULATED = {"NUMBA_ENABLE_CUDASIM": "1"}
+PARTS = {"simulated": SIMULATED, "class_losses": SIMULATED, "compiled": {}}
 
 
 def run_part(part, environment):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import losses_oracle
 import numpy as np
 import oracle
 import pytest
@@ -281,6 +282,131 @@ def test_the_bits_depend_on_the_row_alone(name, dtype, n, rng):
     assert np.ascontiguousarray(got.T).tobytes() == batch.tobytes(), "along another axis"
 
 
+# --- element by element, and divergences --------------------------------------------------------------------
+
+
+def wide_enough(dtype):
+    """Relative and absolute tolerances beside the CPU's results, whose own error is as large."""
+    return {"float16": (2e-3, 1e-6), "float32": (2e-6, 1e-7), "float64": (1e-14, 1e-16)}[dtype]
+
+
+def near(got, wanted, dtype):
+    relative, absolute = wide_enough(dtype)
+    np.testing.assert_allclose(got.astype(float), wanted.astype(float), rtol=relative, atol=absolute)
+
+
+def call(name, *given, library=LIBRARIES["numba"], **options):
+    return library.here(getattr(numbasoft, name)(*(library.there(np.asarray(a)) for a in given), **options))
+
+
+@pytest.mark.parametrize("n", [1, 3, 127, 1000, 4092, 4093, 50_257, 3_000_001])
+@by_dtype
+def test_elements(dtype, n, rng):
+    x, t = rng.normal(0, 5, n).astype(dtype), rng.random(n).astype(dtype)
+    g = rng.standard_normal(n).astype(dtype)
+    y = numbasoft.sigmoid(x)
+    for name, given in ("sigmoid", [x]), ("sigmoid_backward", [g, y]), ("logit", [t]):
+        near(call(name, *given), getattr(numbasoft, name)(*given), dtype)
+    for name, given in ("binary_cross_entropy", [x, t]), ("binary_cross_entropy_backward", [g, x, t]):
+        wanted = getattr(numbasoft, name)(*given, pos_weight=1.5, reduction="none")
+        near(call(name, *given, pos_weight=1.5, reduction="none"), wanted, dtype)
+    if dtype != "float16" or n < 4000:  # beyond that a sum is infinite in float16
+        near(
+            call("binary_cross_entropy", x, t, reduction="sum"),
+            numbasoft.binary_cross_entropy(x, t, reduction="sum"),
+            dtype,
+        )
+    near(call("binary_cross_entropy", x, t), numbasoft.binary_cross_entropy(x, t), dtype)
+    one = np.ones((), dtype)
+    wanted = numbasoft.binary_cross_entropy_backward(1.0, x, t, reduction="sum")
+    near(call("binary_cross_entropy_backward", one, x, t, reduction="sum"), wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_elements_against_exact_answers(dtype, rng):
+    mpmath = pytest.importorskip("mpmath")
+    import elements_oracle
+
+    x = np.concatenate([rng.normal(0, 3, 500), rng.normal(0, 30, 500), [0, -0.0, -103.5, -88, 700]]).astype(
+        dtype
+    )
+    p, t = rng.random(1005).astype(dtype), rng.random(1005).astype(dtype)
+    t[::3], t[1::3] = 0, 1
+    with mpmath.workdps(60):
+        assert elements_oracle.ulps(call("sigmoid", x), elements_oracle.sigmoid(x)) < 2.5
+        assert elements_oracle.ulps(call("logit", p), elements_oracle.logit(p)) < 2.5
+        got = call("binary_cross_entropy", x, t, reduction="none")
+        assert elements_oracle.ulps(got, elements_oracle.binary_cross_entropy(x, t)) < 4
+        for n in 5, 700:
+            x, y = rng.normal(0, 3, (2, 3, n)).astype(dtype)
+            pairs = elements_oracle.kl_divergence(x, y)
+            assert elements_oracle.ulps(call("kl_divergence", x, y, reduction="none"), pairs) < 4
+            g = np.ones(3, dtype)
+            pairs = elements_oracle.kl_divergence_backward(g, x, y)
+            assert elements_oracle.ulps(call("kl_divergence_backward", g, x, y, reduction="none"), pairs) < 4
+
+
+@pytest.mark.parametrize("n", [5, 1003, 100_003])
+@by_dtype
+def test_the_bits_of_elements_and_of_their_mean(dtype, n, rng):
+    cupy = pytest.importorskip("cupy")
+    x, t = (cupy.asarray(a.astype(dtype)) for a in (rng.normal(0, 3, (3, n)), rng.random((3, n))))
+    for f in (
+        numbasoft.sigmoid, lambda a: numbasoft.logit(a * 0 + t[: len(a)]),
+        lambda a: numbasoft.binary_cross_entropy(a, t[: len(a)], reduction="none"),
+    ):  # fmt: skip
+        whole = f(x)
+        assert f(x[:1]).tobytes() == whole[:1].tobytes() and f(x).tobytes() == whole.tobytes()
+        assert f(cupy.asfortranarray(x)).tobytes() == whole.tobytes()
+    mean = numbasoft.binary_cross_entropy(x, t)
+    moved = [cupy.zeros(a.size + 1, a.dtype)[1:].reshape(a.shape) for a in (x, t)]
+    for m, a in zip(moved, (x, t), strict=True):
+        m[...] = a
+    assert numbasoft.binary_cross_entropy(*moved).tobytes() == mean.tobytes()
+    assert numbasoft.binary_cross_entropy(x.ravel(), t.ravel()).tobytes() == mean.tobytes()
+
+
+def test_targets_that_are_no_probabilities_give_nan():
+    x, t = np.zeros(5, "f4"), np.array([0, 1.5, np.nan, -1, 1], "f4")
+    got = call("binary_cross_entropy", x, t, reduction="none")
+    np.testing.assert_array_equal(np.isnan(got), [False, True, True, True, False])
+    assert np.isnan(call("binary_cross_entropy", x, t))
+
+
+@pytest.mark.parametrize("n", [2, 33, 512, 1000, 4099, 8195, 50_257])
+@by_dtype
+def test_divergences(dtype, n, rng):
+    x, y = rng.normal(0, 3, (2, 4, n)).astype(dtype)
+    g = rng.standard_normal(4).astype(dtype)
+    for reduction in "none", "mean", "sum":
+        wanted = numbasoft.kl_divergence(x, y, reduction=reduction, temperature=0.7)
+        got = call("kl_divergence", x, y, reduction=reduction, temperature=0.7)
+        near(got, wanted, "float32" if dtype == "float64" else dtype)  # the CPU's own error is larger
+        of = g if reduction == "none" else g[0]
+        wanted = numbasoft.kl_divergence_backward(of, x, y, reduction=reduction, temperature=0.7)
+        near(call("kl_divergence_backward", of, x, y, reduction=reduction, temperature=0.7), wanted, dtype)
+    alone = call("kl_divergence", x[2:3], y[2:3], reduction="none")
+    batch = call("kl_divergence", x, y, reduction="none")
+    assert alone.tobytes() == batch[2:3].tobytes()
+    columns = [np.ascontiguousarray(a.T) for a in (x, y)]
+    assert call("kl_divergence", *columns, axis=0, reduction="none").tobytes() == batch.tobytes()
+    back = call("kl_divergence_backward", g, x, y, reduction="none")
+    got = call("kl_divergence_backward", g, *columns, axis=0, reduction="none")
+    assert np.ascontiguousarray(got.T).tobytes() == back.tobytes()
+
+
+def test_the_kinds_of_results_of_losses(library, rng):
+    x, t = (
+        library.there(a) for a in (rng.normal(0, 3, (5, 7)).astype("f4"), rng.random((5, 7)).astype("f4"))
+    )
+    one = numbasoft.binary_cross_entropy(x, t)
+    assert isinstance(one, library.kind()) and library.here(one).shape == ()
+    assert isinstance(numbasoft.binary_cross_entropy_backward(one, x, t), library.kind())
+    assert isinstance(numbasoft.kl_divergence_backward(numbasoft.kl_divergence(x, t), x, t), library.kind())
+    assert isinstance(numbasoft.logit(numbasoft.sigmoid(x)), library.kind())
+    assert numbasoft.sigmoid(x, out=x) is x
+
+
 # --- libraries, streams, graphs ----------------------------------------------------------------------------
 
 
@@ -358,6 +484,163 @@ def test_the_arrays_own_device(rng):
         numbasoft.softmax(x, stream=torch.cuda.Stream(device="cuda:0"))
     with pytest.raises(ValueError, match="on device 0"):
         numbasoft.softmax(x, out=torch.empty((50, 1000), device="cuda:0"))
+
+
+# --- losses over classes -----------------------------------------------------------------------------------
+
+LOSS_OPTIONS = {
+    "plain": {},
+    "smoothed": {"label_smoothing": 0.1},
+    "weighted": {"weight": True, "label_smoothing": 0.1, "z_loss": 1e-3, "temperature": 0.7},
+}
+
+
+def loss_arguments(rng, x, variant, soft):
+    """Targets, of which every other row's is the class of its largest logit, and options."""
+    n = x.shape[1]
+    chosen = dict(LOSS_OPTIONS[variant])
+    if "weight" in chosen:
+        chosen["weight"] = rng.uniform(0, 2, n)
+    target = rng.integers(n, size=len(x))
+    target[::2] = x[::2].astype("f8").argmax(1)
+    if soft:
+        q = rng.dirichlet(np.full(n, 0.3), len(x))
+        q[::2] = np.eye(n)[target[::2]]
+        target = q.astype(x.dtype)
+    return target, chosen
+
+
+def called(name, *arrays, library=LIBRARIES["numba"], **options):
+    given = [library.there(a) if isinstance(a, np.ndarray) else a for a in arrays]
+    options = {k: library.there(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    result = getattr(numbasoft, name)(*given, **options)
+    return tuple(map(library.here, result)) if isinstance(result, tuple) else library.here(result)
+
+
+def check_losses(x, target, chosen, what):
+    got = called("cross_entropy_value_and_grad", x, target, reduction="none", **chosen)
+    exact = dict(chosen)
+    exact["smoothing"] = exact.pop("label_smoothing", 0.0)
+    losses, gradients = losses_oracle.expected(x, target, **exact)
+    check(got[0], losses, 0.51 if x.itemsize == 2 else 4, f"loss {what}")
+    check(got[1], gradients, 4, f"gradient {what}")
+    alone = called("cross_entropy", x, target, reduction="none", **chosen)
+    check(alone, losses, 0.51 if x.itemsize == 2 else 4, f"loss alone {what}")
+    return got
+
+
+@pytest.mark.parametrize("n", [n for n in WIDTHS if n < 20_000 or n == 50_257])
+@by_dtype
+def test_cross_entropy_of_every_width(dtype, n, rng):
+    x = sample("random", rng, 3, n, dtype)
+    target, chosen = loss_arguments(rng, x, "plain", soft=False)
+    check_losses(x, target, chosen, f"{dtype} {n}")
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["classes", "probabilities"])
+@pytest.mark.parametrize("variant", LOSS_OPTIONS)
+@by_dtype
+def test_cross_entropy_of_every_kind(dtype, variant, soft, rng):
+    for family in ("random", "confident", "tied", "underflow", "ramp", "floor"):
+        for n in (2, 37, 1000, 5003, 40_001):
+            x = sample(family, rng, 3, n, dtype)
+            target, chosen = loss_arguments(rng, x, variant, soft)
+            check_losses(x, target, chosen, f"{dtype} {family} {n}")
+
+
+@pytest.mark.parametrize("n", [3, 64, 1003, 20_001, 70_001])
+@pytest.mark.parametrize("variant", LOSS_OPTIONS)
+@by_dtype
+def test_the_bits_of_a_loss_depend_on_the_row_alone(dtype, variant, n, rng):
+    x = sample("random", rng, 9, n, dtype)
+    target, chosen = loss_arguments(rng, x, variant, soft=False)
+    target[4] = -100
+    chosen["reduction"] = "none"
+    loss, grad = called("cross_entropy_value_and_grad", x, target, **chosen)
+    for i in (0, 4, 8):
+        alone = called("cross_entropy_value_and_grad", x[i : i + 1], target[i : i + 1], **chosen)
+        assert alone[0].tobytes() == loss[i : i + 1].tobytes()
+        assert alone[1].tobytes() == grad[i : i + 1].tobytes()
+    flipped = np.ascontiguousarray(x.T)
+    other = called("cross_entropy_value_and_grad", flipped, target, axis=0, **chosen)
+    assert other[0].tobytes() == loss.tobytes()
+    assert np.ascontiguousarray(other[1].T).tobytes() == grad.tobytes()
+    assert loss[4] == 0 and not grad[4].any()
+
+
+@pytest.mark.parametrize("rows", [1, 255, 4097, 1_000_003])
+def test_the_mean_over_rows(rows, rng):
+    x = rng.normal(0, 3, (rows, 10)).astype(np.float32)
+    target = rng.integers(10, size=rows)
+    target[::7] = -100
+    weight = rng.uniform(0.1, 2, 10).astype(np.float32)
+    for chosen in {}, dict(weight=weight, z_loss=1e-3), dict(reduction="sum"):
+        want = numbasoft.cross_entropy_value_and_grad(x, target, **chosen)
+        got = called("cross_entropy_value_and_grad", x, target, **chosen)
+        np.testing.assert_allclose(got[0], want[0], rtol=3e-7)
+        np.testing.assert_allclose(got[1], want[1], rtol=1e-5, atol=1e-12)
+        assert called("cross_entropy_value_and_grad", x, target, **chosen)[0].tobytes() == got[0].tobytes()
+
+
+@pytest.mark.parametrize("n", [9, 1000, 40_001])
+def test_what_a_loss_cannot_refuse_gives_nan(n, rng):
+    x = rng.normal(0, 3, (6, n)).astype(np.float32)
+    x[5] = nan
+    target = np.array([3, n, -1, 2**62, -(2**62), -100])
+    for chosen in ({}, dict(label_smoothing=0.1), dict(weight=rng.uniform(1, 2, n), label_smoothing=0.1)):
+        loss, grad = called("cross_entropy_value_and_grad", x, target, reduction="none", **chosen)
+        assert np.isfinite(loss[0]) and np.isfinite(grad[0]).all()
+        assert np.isnan(loss[1:5]).all() and np.isnan(grad[1:5]).all()
+        assert loss[5] == 0 and not grad[5].any()
+        assert np.isnan(called("cross_entropy", x, target, **chosen))
+    q = numbasoft.softmax(rng.normal(0, 1, (4, n)).astype(np.float32))
+    q[1, 0], q[2] = -q[1, 0], q[2] * 2
+    q[3, n - 1] = nan
+    loss, grad = called("cross_entropy_value_and_grad", x[:4], q, reduction="none")
+    assert np.isfinite(loss[0]) and np.isnan(loss[1:]).all() and np.isnan(grad[1:]).all()
+    logs = called("token_log_probs", x[:3], target[:3])
+    assert np.isfinite(logs[0]) and np.isnan(logs[1:]).all()
+
+
+def test_losses_in_every_library_and_in_place(library, rng):
+    host, target = rng.normal(0, 3, (5, 50)).astype(np.float32), rng.integers(50, size=5)
+    x, t = library.there(host), library.there(target)
+    loss, grad = numbasoft.cross_entropy_value_and_grad(x, t)
+    assert isinstance(loss, library.kind()) and isinstance(grad, library.kind())
+    assert library.here(loss).shape == ()
+    want = numbasoft.cross_entropy_value_and_grad(host, target)
+    np.testing.assert_allclose(library.here(loss), want[0], rtol=3e-7)
+    np.testing.assert_allclose(library.here(grad), want[1], rtol=1e-5, atol=1e-9)
+    again = numbasoft.cross_entropy_backward(loss, x, t)
+    np.testing.assert_allclose(library.here(again), want[0] * want[1], rtol=1e-5, atol=1e-9)
+    for n in (50, 60_001):
+        x = library.there(rng.normal(0, 3, (5, n)).astype(np.float32))
+        apart = library.here(numbasoft.cross_entropy_value_and_grad(x, t)[1])
+        assert numbasoft.cross_entropy_value_and_grad(x, t, out=x)[1] is x
+        assert library.here(x).tobytes() == apart.tobytes()
+    log_p = numbasoft.log_softmax(host)
+    nll = numbasoft.nll_loss(library.there(log_p), t)
+    np.testing.assert_allclose(library.here(nll), numbasoft.nll_loss(log_p, target), rtol=3e-7)
+    grad = numbasoft.nll_loss_backward(1.0, library.there(log_p), t)
+    np.testing.assert_allclose(library.here(grad), numbasoft.nll_loss_backward(1.0, log_p, target), rtol=3e-7)
+
+
+def test_losses_do_not_wait_for_the_device(rng):
+    torch = pytest.importorskip("torch")
+    x, target = torch.zeros((8, 1000), device="cuda"), torch.arange(8, device="cuda")
+    weight = torch.ones(1000, device="cuda")
+    numbasoft.cross_entropy_value_and_grad(x, target, weight=weight)  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        busy = torch.cuda.Event()
+        torch.cuda._sleep(200_000_000)
+        numbasoft.cross_entropy_value_and_grad(x, target, weight=weight)
+        busy.record()
+        assert not busy.query(), "the call came back before the device was done"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
 
 
 # --- what people read and build on, and memory --------------------------------------------------------------

@@ -1,8 +1,7 @@
 """Agreement with the libraries that users come from, within those libraries' own errors."""
 
-import warnings
-
 import numpy as np
+import onnx_nodes
 import pytest
 from oracle import DTYPES
 from samples import BACKWARD, FORWARD
@@ -73,27 +72,11 @@ def test_torch_backward(name, dtype, rng):
     np.testing.assert_allclose(getattr(numbasoft, name)(*given), tensor.grad.numpy(), **TOLERANCE[dtype])
 
 
-def onnx_cases():
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from onnx.backend.test.case import node
-
-            # a module adds its cases when it is first imported; collect_testcases returns all so far
-            from onnx.backend.test.case.node import logsoftmax, softmax  # noqa: F401
-
-            cases = node.collect_testcases("Softmax")
-    except ImportError:
-        skip = pytest.mark.skip(reason="onnx is not installed, whose node tests are the data")
-        return [pytest.param(None, marks=skip, id="onnx")]
-    return [
-        pytest.param(case, id=case.name)
-        for case in cases
-        if [n.op_type for n in case.model.graph.node] in (["Softmax"], ["LogSoftmax"])
-    ]
-
-
-ONNX_CASES = onnx_cases()
+ONNX_CASES = [pytest.param(case, id=case.name) for case in onnx_nodes.cases("Softmax", "LogSoftmax")] or [
+    pytest.param(
+        None, id="onnx", marks=pytest.mark.skip(reason="onnx is not installed, whose node tests are the data")
+    )
+]
 
 
 @pytest.mark.parametrize("case", ONNX_CASES)

@@ -7,7 +7,7 @@ Nothing here waits for the device or copies to the host.
 
 import math
 import threading
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -28,11 +28,12 @@ class Step(NamedTuple):
 
     launch: Any
     arguments: tuple
-    slots: tuple  # (place among the arguments, index of the array whose address goes there)
+    slots: tuple  # (place among the arguments, index of the array whose address goes there, bytes to add)
 
 
 class Slot(NamedTuple):
     index: int
+    offset: int = 0
 
 
 class Prepared(NamedTuple):
@@ -46,14 +47,15 @@ def compiled(factory, options, threads, ordinal):
     return kernel(*factory(*options), threads, options)
 
 
-def step(factory, options, blocks, threads, most_threads, ordinal, handle, *arguments):
+def step(ordinal, handle, factory, options, blocks, threads, most_threads, *arguments):
+    """The launch of a kernel, on a device and a stream."""
     if blocks > MOST_BLOCKS:
         raise ValueError(
             f"x has so many rows that {blocks} thread blocks were needed; a GPU has {MOST_BLOCKS}"
         )
     launch = compiled(factory, options, most_threads, ordinal)
     stream = arrays.numba_stream(handle, ordinal)
-    slots = tuple((i, a.index) for i, a in enumerate(arguments) if isinstance(a, Slot))
+    slots = tuple((i, *a) for i, a in enumerate(arguments) if isinstance(a, Slot))
     plain = [0 if isinstance(a, Slot) else a for a in arguments]
     return Step(launch[blocks, threads, stream], launch.typed(plain), slots)
 
@@ -64,8 +66,8 @@ def run(prepared, addresses, work):
         addresses = (*addresses, work(prepared.cells))
     for launch, arguments, slots in prepared.steps:
         filled = list(arguments)
-        for place, index in slots:
-            filled[place] = addresses[index]
+        for place, index, offset in slots:
+            filled[place] = addresses[index] + offset
         launch(*filled)
 
 
@@ -80,8 +82,7 @@ def forward_steps(operation, storage, temperature, masked, where_from, aligned, 
         numbers += elementary.inverse(temperature, storage == "f8")
     x, mask, y, work = Slot(0), Slot(1) if masked else 0, Slot(1 + masked), Slot(2 + masked)
 
-    def one(factory, options, blocks, threads, most, *arguments):
-        return step(factory, options, blocks, threads, most, ordinal, handle, *arguments)
+    one = partial(step, ordinal, handle)
 
     if isinstance(where_from, layout.Columns):
         outer, n, inner, strides = where_from
@@ -89,7 +90,7 @@ def forward_steps(operation, storage, temperature, masked, where_from, aligned, 
         of_y = (strides[-1][0], strides[-1][2]) if operation.reduced else strides[-1]
         blocks, threads = geometry.column_blocks(outer, inner), geometry.column_threads(n)
         arguments = x, *strides[0], mask, *of_mask, n, inner, *numbers, y, *of_y
-        most = geometry.column_bounds(storage, backward=False)
+        most = geometry.column_bounds(storage, heavy=False)
         return Prepared((one(operation.columns, (storage, masked), blocks, threads, most, *arguments),), 0)
 
     rows, n, pitches, steps = where_from
@@ -126,14 +127,13 @@ def backward_steps(operation, storage, temperature, where_from, aligned, ordinal
     if not operation.product:
         numbers = (*elementary.scale(1.0, storage == "f8"), 1 / temperature)
 
-    def one(factory, options, blocks, threads, most, *arguments):
-        return step(factory, options, blocks, threads, most, ordinal, handle, *arguments)
+    one = partial(step, ordinal, handle)
 
     if isinstance(where_from, layout.Columns):
         outer, n, inner, (of_g, of_y, of_dx) = where_from
         blocks, threads = geometry.column_blocks(outer, inner), geometry.column_threads(n)
         arguments = g, *of_g, y, *of_y, n, inner, *numbers, dx, *of_dx
-        most = geometry.column_bounds(storage, backward=True)
+        most = geometry.column_bounds(storage, heavy=True)
         return Prepared((one(operation.columns, (storage,), blocks, threads, most, *arguments),), 0)
 
     rows, n, pitches, _ = where_from
@@ -184,7 +184,7 @@ def logsumexp_backward_steps(operation, storage, reduced, temperature, where_fro
             (storage, how.vectors, aligned, reduced),
             geometry.most_threads(how.vectors, storage),
         )
-    return Prepared((step(factory, options, blocks, threads, most, ordinal, handle, *arguments),), 0)
+    return Prepared((step(ordinal, handle, factory, options, blocks, threads, most, *arguments),), 0)
 
 
 # Working memory.
@@ -281,14 +281,14 @@ class Call:
         lengths, (from_, to) = layout.five(axes, 2)
         blocks = -(-view.size // copies.THREADS)
         arguments = Slot(0), *from_, *lengths[1:], view.size, Slot(1), *to
-        one = step(copies.copy, (source.storage, target.storage), blocks, copies.THREADS, copies.THREADS,
-                   self.ordinal, self.handle, *arguments)  # fmt: skip
+        options, threads = (source.storage, target.storage), copies.THREADS
+        one = step(self.ordinal, self.handle, copies.copy, options, blocks, threads, threads, *arguments)
         run(Prepared((one,), 0), (view.ctypes.data, target_view.ctypes.data), None)
 
-    def over(self, axes, operands, steps):
+    def over(self, axes, operands, steps, extra=()):
         """Launch ``steps(where_from, aligned)`` on operands of one shape, copied where they must be.
 
-        The last of them is the result.
+        The last of them is the result. ``extra`` are addresses that kernels take besides.
         """
         shape = operands[-1].view.shape
         where_from = None
@@ -304,18 +304,25 @@ class Call:
                 where_from.n,
                 geometry.ITEMSIZE[operands[full[0]].storage],
             )
-            self.launch(steps(where_from, aligned), addresses)
+            self.launch(steps(where_from, aligned), (*addresses, *extra))
             return
         n = math.prod(shape[a] for a in axes)
         rows = math.prod(shape) // n
         copies_ = [self.as_rows(o, axes, rows, n, is_input=o is not operands[-1]) for o in operands]
-        self.over((1,), [c for c, _, _ in copies_], steps)
+        self.over((1,), [c for c, _, _ in copies_], steps, extra)
         result, of_copy, of_result = copies_[-1]
-        self.copied(result.array, of_copy, operands[-1].array, of_result)
+        if of_copy is not None:
+            self.copied(result.array, of_copy, operands[-1].array, of_result)
 
     def as_rows(self, operand, axes, rows, n, is_input):
         """An operand as contiguous rows: the copy, and the elements of both that belong together."""
         array, view, storage, role = operand
+        if role is OWN:
+            return (
+                operand._replace(view=np.broadcast_to(array.shadow.reshape(rows, 1), (rows, n))),
+                None,
+                None,
+            )
         moved = with_last(view, axes)
         if role is PER_ROW:
             moved = moved[(..., *[slice(1)] * len(axes))]
@@ -326,8 +333,9 @@ class Call:
         return Operand(copy, np.broadcast_to(copy.shadow, (rows, n)), storage, role), of_copy, moved
 
 
-# What an operand has for every row: n elements, bytes of a mask, or one element.
-FULL, MASK, PER_ROW = "full", "mask", "per row"
+# What an operand has for every row: n elements, bytes of a mask, or one element; or one of a contiguous array
+# that the call has made itself, which is never copied.
+FULL, MASK, PER_ROW, OWN = "full", "mask", "per row", "own"
 
 
 class Operand(NamedTuple):

@@ -142,6 +142,21 @@ def polynomial_64(r):
     return fma(even, r, odd)
 
 
+def polynomial_of(series):
+    """The function series[0] + z * (series[1] + ...), without a loop, whose constants NVVM would choose by jumps."""
+    first, rest = series[0], series[1] if len(series) == 2 else polynomial_of(series[1:])
+
+    @jit.device
+    def last(z):
+        return fma(z, rest, first)
+
+    @jit.device
+    def polynomial(z):
+        return fma(rest(z), z, first)
+
+    return last if len(series) == 2 else polynomial
+
+
 @lru_cache
 def arithmetic(kind):
     """The device functions of a kind of arithmetic."""
@@ -272,23 +287,26 @@ def arithmetic(kind):
         return r * (1.0 / largest), (r * rest) * (1.0 / largest)
 
     @jit.device
-    def log1p_of(extra, q, lost):
-        """log(1 + extra + q + lost) in two parts, for a whole number and a pair, none below 0."""
-        s, s_lost = two_sum(extra + 1.0, q)
-        power = power_of_two_above(s * (2.0 / 3.0))
-        f, f_lost = two_sum(s / power - 1.0, (s_lost + lost) / power)
-        # 2 artanh(v) with v = f / (2 + f), |f| <= 1/2
-        d, d_lost = two_sum(f, number(f, 2.0))
+    def log_of_quotient(f, f_lost, d, d_lost, steps):
+        """2 artanh(f / d) + steps * log(2) in two parts, for abs(f / d) <= 1/5; f and d have two parts."""
         v = f / d
-        v_lost = (fma(0.0 - v, d, f) - v * (d_lost + f_lost) + f_lost) / d
+        v_lost = (fma(0.0 - v, d, f) - v * d_lost + f_lost) / d
         z = v * v
         p = fma(z, series[-1], series[-2])
         for c in series[-3::-1]:
             p = fma(p, z, c)
         tail = fma(p, v * z, v_lost + v_lost)
-        steps = exponent(power)
         high, high_lost = two_sum(steps * log_2, v + v)
         return two_sum(high, high_lost + fma(steps, log_2_rest, tail))
+
+    @jit.device
+    def log1p_of(extra, q, lost):
+        """log(1 + extra + q + lost) in two parts, for a whole number and a pair, none below 0."""
+        s, s_lost = two_sum(extra + 1.0, q)
+        power = power_of_two_above(s * (2.0 / 3.0))
+        f, f_lost = two_sum(s / power - 1.0, (s_lost + lost) / power)
+        d, d_lost = two_sum(f, number(f, 2.0))  # f / (2 + f), |f| <= 1/2
+        return log_of_quotient(f, f_lost, d, d_lost + f_lost, exponent(power))
 
     @jit.device
     def log_of_sum(like, extra, total, e):
@@ -308,6 +326,11 @@ def arithmetic(kind):
         return select(a < tiny, lift, select(a > huge, 0.25, number(a, 1.0)))
 
     @jit.device
+    def unlift_for(a):
+        """1 / ``lift_for``, without a division."""
+        return select(a < tiny, 1.0 / lift, select(a > huge, 4.0, number(a, 1.0)))
+
+    @jit.device
     def top_of(a, scale):
         """A power of two that no term exceeds; a is the largest term, lifted twice by ``scale``."""
         return power_of_two_above((a * scale) * scale)
@@ -319,11 +342,17 @@ def arithmetic(kind):
         a, b = integer_sum(p * scale), integer_sum(lost * scale)
         return a[0] + b[0], a[1] + b[1]
 
+    @jit.device
+    def sum_below(p, top):
+        """As ``signed_sum_of``, of terms without lost parts."""
+        return integer_sum(p * (unit / top))
+
     if kind == "h4":
         shift_of, exponential = plain_shift, short_exponential
     return SimpleNamespace(
         compute="f8" if kind == "f8" else "f4", largest=largest, log2_e=(log2_e, log2_e_rest), shift_of=shift_of, shift_of_lse=shift_of_lse, exponential=exponential,
         factor_and_power=factor_and_power, wide_shift=wide_shift, wide_exponential=wide_exponential,
         sum_of=sum_of, pair_of=pair_of, reciprocal=reciprocal, log1p_of=log1p_of, log_of_sum=log_of_sum,
-        lift_for=lift_for, top_of=top_of, signed_sum_of=signed_sum_of,
+        lift_for=lift_for, unlift_for=unlift_for, top_of=top_of, signed_sum_of=signed_sum_of, sum_below=sum_below,
+        tiny=tiny, lift=lift, log_of_quotient=log_of_quotient,
     )  # fmt: skip

@@ -11,19 +11,29 @@ ITEMSIZE = {"f2": 2, "b2": 2, "f4": 4, "f8": 8}
 VECTOR_BYTES = 16
 
 # Vectors of 16 bytes that a thread holds of a row: one kernel for each, so that registers fit. Backward
-# passes hold two rows, masked ones the mask besides.
+# passes hold two rows, masked ones the mask besides; a loss with shares for all classes holds those, and its
+# sums.
 VECTORS = {"f2": (1, 2, 4), "b2": (1, 2, 4), "f4": (1, 4, 8), "f8": (1, 4, 8)}
 PAIR_VECTORS = {"f2": (1, 2, 2), "b2": (1, 2, 2), "f4": (1, 4, 5), "f8": (1, 3, 3)}
+SHARE_VECTORS = {"f2": (1, 2, 2), "b2": (1, 2, 2), "f4": (1, 4, 4), "f8": (1, 2, 2)}
 SEGMENT_VECTORS = {"f2": 4, "b2": 4, "f4": 8, "f8": 4}
 # Of these the last step of a long row, which needs them once, has so many in hand at a time.
 LAST_VECTORS = {"f2": 2, "b2": 2, "f4": 4, "f8": 4}
+SHARES = 2
+HELD = VECTORS, PAIR_VECTORS, SHARE_VECTORS
+
+# Two rows and what two exponentials of each need; long ones piece by piece of a segment.
+HEAVY_VECTORS = {"f2": (1, 1, 2), "b2": (1, 1, 2), "f4": (1, 2, 4), "f8": (1, 2, 2)}
+PIECE_VECTORS = {"f2": 1, "b2": 1, "f4": 3, "f8": 2}
 
 WARP = 32
 BLOCK = 128  # threads where several rows share a block
 MIDDLE_BLOCK = 256  # up to so many threads a row gets with the middle number of vectors
 MOST_THREADS = 512
 SEGMENT_THREADS = 256
+TOTAL_THREADS = 1024  # of the block that adds the sums of all segments: the order depends on it
 COLUMNS, MOST_COLUMN_THREADS = 32, 512
+LOSS_COLUMN_THREADS = 256  # told 512, ptxas would spill registers of a loss's kernels to keep to 64 of them
 STRIDED_LANES = 4
 
 
@@ -51,10 +61,14 @@ def vectors_spanned(n, storage, aligned):
 
 
 @lru_cache(maxsize=1024)
-def rows_launch(n, storage, aligned, in_pairs=False):
-    """How to do rows of n elements, or None where a row does not fit into the registers of a block."""
+def rows_launch(n, storage, aligned, in_pairs=False, heavy=False):
+    """How to do rows of n elements, or None where a row does not fit into the registers of a block.
+
+    ``in_pairs`` is true where a thread holds two rows, and SHARES where it holds a loss's shares; ``heavy``
+    where it holds two rows and what two exponentials of each need.
+    """
     spanned = vectors_spanned(n, storage, aligned)
-    few, middle, many = (PAIR_VECTORS if in_pairs else VECTORS)[storage]
+    few, middle, many = (HEAVY_VECTORS if heavy else HELD[in_pairs])[storage]
     if spanned <= WARP * middle:
         vectors = few if spanned <= WARP else middle
         team = power_of_two(-(-spanned // vectors))
@@ -86,11 +100,16 @@ def row_bounds(vectors, storage, masked):
     return (threads, 2) if masked and vectors == 1 and ITEMSIZE[storage] == 2 else threads
 
 
-def column_bounds(storage, backward):
-    """Of a kernel that reads columns again and again, forward or backward."""
+def column_bounds(storage, heavy):
+    """Of a kernel that reads columns again and again; ``heavy`` are gradients and divergences."""
     if storage == "f8":
         return MOST_COLUMN_THREADS, 1
-    return (MOST_COLUMN_THREADS, 2) if backward else MOST_COLUMN_THREADS
+    return (MOST_COLUMN_THREADS, 2) if heavy else MOST_COLUMN_THREADS
+
+
+def loss_column_bounds(storage):
+    """Of a cross-entropy's kernel for columns."""
+    return (LOSS_COLUMN_THREADS, 1) if storage == "f8" else LOSS_COLUMN_THREADS
 
 
 def sum_bounds(storage, masked, others):
@@ -103,9 +122,12 @@ def power_of_two(n):
     return 1 << max(0, n - 1).bit_length()
 
 
-def segments_launch(n, storage, aligned):
-    """How to do rows of n in which no element needs another: a launch, and a segment's length."""
-    vectors = VECTORS[storage][1]
+def segments_launch(n, storage, aligned, few=False):
+    """How to do rows of n in which no element needs another: a launch, and a segment's length.
+
+    ``few``: one vector a thread, for kernels that need many registers for every element.
+    """
+    vectors = VECTORS[storage][0 if few else 1]
     length = (SEGMENT_THREADS * vectors - 1) * lanes(storage)
     if n <= length:
         spanned = vectors_spanned(n, storage, aligned)
@@ -121,15 +143,20 @@ def segment_length(storage):
     return (SEGMENT_THREADS * SEGMENT_VECTORS[storage] - 1) * lanes(storage)
 
 
+def piece_length(storage):
+    """Elements of a piece of a segment."""
+    return (SEGMENT_THREADS * PIECE_VECTORS[storage] - 1) * lanes(storage)
+
+
 def segments_of(n, storage):
     """How many segments a row of n has."""
     return -(-n // segment_length(storage))
 
 
-def column_threads(n):
+def column_threads(n, most=MOST_COLUMN_THREADS):
     """Threads of a block that does 32 columns of n: a power of two of them share a column."""
     share = power_of_two(-(-n // (2 * STRIDED_LANES)))
-    return COLUMNS * min(share, MOST_COLUMN_THREADS // COLUMNS)
+    return COLUMNS * min(share, most // COLUMNS)
 
 
 def column_blocks(outer, inner):

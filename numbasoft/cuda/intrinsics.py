@@ -953,3 +953,80 @@ def keeper(storage, vectors):
         return Mask(lanes * vectors)(address, mask, step, thread, team, n), lower
 
     return kept
+
+
+def integer_reader(storage):
+    """The function that reads one integer."""
+
+    @intrinsic
+    def read(typingctx, address):
+        """The integer at an address as int64; from uint64 the same bits."""
+
+        def lower(context, builder, sig, args):
+            word = builder.load(word_pointer(builder, args[0], storage))
+            if word.type == I64:
+                return word
+            return builder.sext(word, I64) if storage[0] == "i" else builder.zext(word, I64)
+
+        return types.int64(address), lower
+
+    return read
+
+
+def is_between(builder, j, low, high):
+    return builder.and_(builder.icmp_signed(">=", j, low), builder.icmp_signed("<", j, high))
+
+
+def spanner(storage, vectors):
+    """The function that tells which of a thread's elements, as ``loader`` loads them, are in a range."""
+    lanes = VECTOR_BYTES // ITEMSIZE[storage]
+
+    @intrinsic
+    def within(typingctx, address, thread, team, low, high):
+        """Whether each element's index is from ``low`` to below ``high``."""
+
+        def lower(context, builder, sig, args):
+            thread, team, low, high = (as_i32(builder, a) for a in args[1:])
+            where = args[0], args[0], thread, team, i32(2**31 - 1)
+            starts = [start for start, _, _ in pieces(builder, where, storage, vectors, False)]
+            places = [builder.add(s, i32(i)) for s in starts for i in range(lanes)]
+            return assembled(builder, [is_between(builder, j, low, high) for j in places])
+
+        return Mask(lanes * vectors)(address, thread, team, low, high), lower
+
+    return within
+
+
+@intrinsic
+def gather_within(typingctx, first, distance, low, high):
+    """As ``spanner``'s function, for the elements that ``gather`` loads."""
+
+    def lower(context, builder, sig, args):
+        first, distance, low, high = (as_i32(builder, a) for a in args)
+        places = strided_places(builder, first, distance, i32(2**31 - 1), STRIDED_LANES)
+        return assembled(builder, [is_between(builder, j, low, high) for j, _ in places])
+
+    return Mask(STRIDED_LANES)(first, distance, low, high), lower
+
+
+def class_loader(storage, compute, vectors):
+    """The function that loads, one by one, a number of the computing type for each element of a row."""
+    lanes = VECTOR_BYTES // ITEMSIZE[storage]
+
+    @intrinsic
+    def load(typingctx, address, anchor, thread, team, n):
+        """Of n numbers those of a thread's elements of the row at ``anchor``; 0 outside the row."""
+
+        def lower(context, builder, sig, args):
+            where = [args[1], args[1], *(as_i32(builder, a) for a in args[2:])]
+            words = []
+            for start, _, _ in pieces(builder, where, storage, vectors, False):
+                for j, is_inside in elements_inside(builder, start, where[4], lanes):
+                    at = element_address(builder, args[0], j, compute)
+                    empty = ir.Constant(WORD[compute], 0)
+                    words += when(builder, is_inside, partial(load_word, builder, at, compute), [empty])
+            return assembled(builder, [from_word(builder, w, compute, compute) for w in words])
+
+        return Vector(element_of(compute), lanes * vectors)(address, anchor, thread, team, n), lower
+
+    return load

@@ -75,6 +75,21 @@ def plan(shape, axes, strides, itemsizes):
     return Columns(outer, n, inner, tuple(zip(far, steps, near, strict=True)))
 
 
+def of_elements(shape, strides, itemsizes):
+    """``Rows`` of arrays in which no element needs another, or None where they must be copied first.
+
+    Axes are taken in the order of the last array's memory. ``itemsizes`` has a 0 for what is one number.
+    """
+    every = [(n, tuple(s[i] for s in strides)) for i, n in enumerate(shape)]
+    axes = merged(sorted(every, key=lambda axis: -axis[1][-1])) or [(1, tuple(itemsizes))]
+    n, steps = axes[-1]
+    side_by_side = all(s == size or size == 0 for s, size in zip(steps, itemsizes, strict=True))
+    if len(axes) > 2 or not side_by_side:
+        return None
+    rows, pitches = axes[0] if len(axes) == 2 else (1, (0,) * len(strides))
+    return Rows(rows, n, pitches, steps)
+
+
 def contiguous(shape, itemsize):
     """The strides of an array without gaps, the last axis fastest."""
     strides, step = [], itemsize

@@ -1,7 +1,7 @@
 """What an operation is to those who launch it: its kernels, by regime."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Forward(NamedTuple):
@@ -19,3 +19,41 @@ class Backward(NamedTuple):
     columns: Callable
     last: Callable
     product: bool  # whether the sum is over g * y, or over g
+
+
+# What a target puts on the classes. CLASS: all on the class of each row; SMOOTHED: and the same on every class;
+# SPREAD: and some on every class. PROBABILITIES: given for all classes; WEIGHTED: times weights, and some on
+# every class.
+CLASS, SMOOTHED, SPREAD = OF_CLASSES = "class", "smoothed", "spread"
+PROBABILITIES, WEIGHTED = "probabilities", "weighted"
+
+# Cells of memory: of a block's tally; of the numbers of a row for the gradient of its segments; and what of a
+# segment is summed, by target: see the kernels.
+TALLY, NUMBERS = 3, 11
+REGIONS = {CLASS: 1, SMOOTHED: 2, SPREAD: 2, PROBABILITIES: 5, WEIGHTED: 5}
+
+
+class ClassLoss(NamedTuple):
+    """The kernels of a loss of logits over classes."""
+
+    tally: Callable  # the classes of all rows, and how many count
+    scales: Callable  # what a mean divides by
+    class_weights: Callable
+    rows: Callable  # that fit into registers
+    columns: Callable  # along another axis
+    segment_shares: Callable  # what a segment of a long row holds of the target
+    combine: Callable  # the losses of long rows
+    segments: Callable  # their gradients
+    picked: Callable  # the losses of log-probabilities
+    placed: Callable  # their gradients
+
+
+class Elementwise(NamedTuple):
+    kernel: Callable  # no element needs another
+    few: bool  # whether it needs so many registers that a thread does a single vector
+
+
+class Divergence(NamedTuple):
+    rows: Callable  # that fit into registers, two at a time
+    columns: Callable  # along another axis
+    last: Any  # the last steps of long rows

@@ -303,3 +303,29 @@ def read_cell(address):
 
 def write_cell(address, value):
     memory(address, np.int64)[0] = value
+
+
+def integer_reader(storage):
+    return lambda address: memory(address, DTYPES[storage]).astype(np.int64)[0]
+
+
+def spanner(storage, vectors):
+    def within(address, thread, team, low, high):
+        j, _ = pieces(address, thread, team, 2**31 - 1, storage, vectors, False)
+        return (j >= low) & (j < high)
+
+    return within
+
+
+def gather_within(first, distance, low, high):
+    return np.array([low <= j < high for j, _ in strided_places(first, distance, 0)])
+
+
+def class_loader(storage, compute, vectors):
+    def load(address, anchor, thread, team, n):
+        j, inside = pieces(anchor, thread, team, n, storage, vectors, False)
+        result = np.zeros(j.size, compute_dtype(compute))
+        result[inside] = memory(address, DTYPES[compute], n)[j[inside]]
+        return result
+
+    return load

@@ -154,9 +154,9 @@ def maxima(storage, masked):
 
 
 @lru_cache
-def sums(storage, masked, others):
+def sums(storage, masked, others, gradient=False):
     """Loops 2 and 3: the sum of exp of every element after the shift, or of all but the maxima."""
-    a = arithmetic_of(storage)
+    a = arithmetic_of(storage, gradient)
     shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
     load = masked_loader(storage, SEGMENT_VECTORS[storage], False, masked)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]

@@ -40,6 +40,14 @@ def row_place(rows, team):
 
 
 @jit.device
+def segment_of(team, rows, n, segments, length):
+    """Of this thread's team: its row, whether there is one, its segment's first element and how many it has."""
+    unit = first_row(team)
+    row, begin = unit // segments, unit % segments * length
+    return min(row, rows - 1), row < rows, begin, min(length, n - begin)
+
+
+@jit.device
 def warp_maximum(value, lanes):
     """The maximum over 1, 2, 4, 8, 16 or 32 neighbouring threads of a warp, in each of them."""
     step = 1

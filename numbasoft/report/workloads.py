@@ -69,11 +69,16 @@ class Workload:
     def takes_out(self) -> bool:
         return self.function not in ("cross_entropy", "token_log_probs")
 
-    @cached_property
+    @property
     def bytes_moved(self) -> int:
         """The byte model: every input read once, every output written once."""
+        return self.elements_moved * dtype_of(self.dtype).itemsize
+
+    @cached_property
+    def elements_moved(self) -> int:
+        """The same in elements."""
         full, reduced = math.prod(self.shape), math.prod(self.reduced_shape)
-        elements = {
+        return {
             "softmax": 2 * full,
             "log_softmax": 2 * full,
             "logsumexp": full + reduced,
@@ -84,7 +89,6 @@ class Workload:
             "cross_entropy": full,
             "token_log_probs": full,
         }[self.function]
-        return elements * dtype_of(self.dtype).itemsize
 
     def inputs(self) -> tuple[np.ndarray, ...]:
         """Logits N(0, 3), gradients N(0, 1) and any classes, seeded; what the forward pass gave comes from NumPy."""

@@ -16,16 +16,20 @@ import pytest
 from numba import cuda
 from numba.cuda import dispatcher
 
-from numbasoft.cuda import copies, geometry, split
+from numbasoft.cuda import copies, geometry, operations, split, totals
+from numbasoft.ops.binary_cross_entropy import cuda as binary_cross_entropy
+from numbasoft.ops.cross_entropy import cuda as cross_entropy
+from numbasoft.ops.kl_divergence import cuda as kl_divergence
 from numbasoft.ops.log_softmax import cuda as log_softmax
 from numbasoft.ops.logsumexp import cuda as logsumexp
+from numbasoft.ops.sigmoid import cuda as sigmoid
 from numbasoft.ops.softmax import cuda as softmax
 
 ARCHITECTURES = [(8, 0), (9, 0), (10, 0), (12, 0)]
 
 # Registers that a thread may have, by the launch that they must fit: 65536 for a block at least, and
 # for small rows few enough that a multiprocessor has a thousand threads.
-BUDGET = {"few": 64, "middle": 128, "many": 128, "segments": 168, "columns": 128, "copies": 40}
+BUDGET = {"few": 64, "middle": 128, "many": 128, "segments": 168, "columns": 128, "copies": 40, "losses": 96}
 
 
 class Kernel:
@@ -38,14 +42,30 @@ class Kernel:
         self.name = f"{room}.{factory.__name__}-{'-'.join(map(str, options))}"
 
 
+# Kernels that treat every element alike: how many arrays they read and write, and their further options; a
+# gradient for all elements is read as "wide".
+ELEMENTWISE = [
+    (sigmoid.FORWARD, 1, 1, ()),
+    (sigmoid.BACKWARD, 2, 1, ()),
+    (sigmoid.LOGIT, 1, 1, ()),
+    (binary_cross_entropy.FORWARD, 2, 1, (False,)),
+    (binary_cross_entropy.FORWARD, 2, 0, (True,)),
+    (binary_cross_entropy.BACKWARD, 3, 1, (None,)),
+    (binary_cross_entropy.BACKWARD, 2, 1, ("wide",)),
+]
+
+
+SIZES = "few", "middle", "many"  # of the vectors that a thread holds
+
+
 def kernels(storage):
-    """All kernels for a storage type."""
-    kinds, sizes = (storage,), ("few", "middle", "many")
+    """The kernels of softmax, log_softmax and logsumexp for a storage type."""
+    kinds = (storage,)
     for room in softmax, log_softmax, logsumexp:
         stores = room is not logsumexp
         for aligned, masked in (True, False), (False, False), (False, True):
             held = (geometry.PAIR_VECTORS if masked else geometry.VECTORS)[storage]
-            for vectors, size in dict(zip(held, sizes, strict=True)).items():
+            for vectors, size in dict(zip(held, SIZES, strict=True)).items():
                 options, most = (
                     (*kinds, vectors, aligned, masked),
                     geometry.row_bounds(vectors, storage, masked),
@@ -57,7 +77,7 @@ def kernels(storage):
             )
     n, part = geometry.SEGMENT_VECTORS[storage], geometry.LAST_VECTORS[storage]
     for room in softmax, log_softmax:
-        for vectors, size in dict(zip(geometry.PAIR_VECTORS[storage], sizes, strict=True)).items():
+        for vectors, size in dict(zip(geometry.PAIR_VECTORS[storage], SIZES, strict=True)).items():
             for aligned in True, False:
                 options, most = (*kinds, vectors, aligned), geometry.most_threads(vectors, storage, True)
                 yield Kernel(room.backward, options, size, most, 2 * vectors, vectors)
@@ -84,8 +104,105 @@ def kernels(storage):
     yield Kernel(logsumexp.backward_columns, (*kinds, storage), "columns", geometry.MOST_COLUMN_THREADS)
 
 
+def losses(storage):
+    """The kernels of all losses for a storage type."""
+    yield from elementwise(storage)
+    yield from divergences(storage)
+    yield from class_losses(storage)
+    yield from before_and_after(storage)
+
+
+def elementwise(storage):
+    kinds, (few, middle, _) = (storage,), geometry.VECTORS[storage]
+    kind = "f8" if storage == "f8" else "f4"
+    for operation, inputs, stores, more in ELEMENTWISE:
+        held = (few,) if operation.few else (few, middle)
+        for vectors, aligned in itertools.product(held, (True, False)):
+            size = "few" if vectors == few and not operation.few else "middle"
+            options = *kinds, vectors, aligned, *(kind if option == "wide" else option for option in more)
+            most = geometry.MOST_THREADS
+            yield Kernel(operation.kernel, options, size, most, inputs * vectors, vectors * stores)
+    yield Kernel(totals.total, (kind, storage), "few", geometry.TOTAL_THREADS, 0, 0)
+    if kind == storage:
+        for vectors in few, middle:
+            yield Kernel(totals.sums, (*kinds, vectors), "middle", geometry.MOST_THREADS, vectors, 0)
+
+
+def divergences(storage):
+    kinds, n = (storage,), geometry.SEGMENT_VECTORS[storage]
+    for vectors, aligned in itertools.product(sorted(set(geometry.HEAVY_VECTORS[storage])), (True, False)):
+        options = *kinds, vectors, aligned, storage
+        yield Kernel(kl_divergence.forward, options, "middle", geometry.MOST_THREADS, 2 * vectors, 0)
+    for vectors, size in dict(zip(geometry.PAIR_VECTORS[storage], SIZES, strict=True)).items():
+        for aligned in True, False:
+            options = *kinds, vectors, aligned, storage
+            most = geometry.MOST_THREADS
+            yield Kernel(kl_divergence.backward, options, size, most, 2 * vectors, vectors)
+    for factory in kl_divergence.forward_columns, kl_divergence.backward_columns:
+        yield Kernel(factory, (*kinds, storage), "columns", geometry.column_bounds(storage, True))
+    held, most = geometry.PIECE_VECTORS[storage], geometry.SEGMENT_THREADS
+    for last in False, True:
+        yield Kernel(split.sums, (*kinds, False, last, True), "segments", most, n, 0)
+        options = *kinds, last
+        yield Kernel(kl_divergence.terms, options, "segments", geometry.MOST_THREADS, 2 * held, 0)
+    yield Kernel(kl_divergence.combine, (*kinds, storage), "segments", most, 0, 0)
+    most = geometry.MOST_THREADS
+    yield Kernel(kl_divergence.backward_segments, (*kinds, storage), "segments", most, 2 * held, held)
+
+
+def class_losses(storage):
+    """The kernels of cross-entropy for a storage type."""
+    n = geometry.SEGMENT_VECTORS[storage]
+    for target, gradient in itertools.product(operations.REGIONS, (False, True)):
+        has_class, is_plain = target in operations.OF_CLASSES, target == operations.CLASS
+        held = (geometry.VECTORS if is_plain else geometry.SHARE_VECTORS)[storage]
+        rows = 1 if has_class else 2
+        kinds = storage, target, gradient
+        for (vectors, size), aligned in itertools.product(zip(held, SIZES, strict=True), (True, False)):
+            options = *kinds, storage, vectors, aligned
+            loads, stores = rows * vectors, vectors * gradient
+            size = "losses" if size == "few" and (storage == "f8" or not is_plain) else size
+            yield Kernel(cross_entropy.rows, options, size, geometry.MOST_THREADS, loads, stores)
+        most = geometry.loss_column_bounds(storage)
+        yield Kernel(cross_entropy.columns, (*kinds, storage), "columns", most)
+        yield Kernel(cross_entropy.combine, (*kinds, storage), "segments", geometry.SEGMENT_THREADS, 0, 0)
+        if not is_plain:
+            for last in False, True:
+                options = *kinds, last
+                yield Kernel(cross_entropy.segment_shares, options, "segments", geometry.SEGMENT_THREADS)
+        if gradient:
+            loads, stores = (n, n) if is_plain else (None, None)
+            options = storage, target
+            yield Kernel(cross_entropy.segments, options, "segments", geometry.SEGMENT_THREADS, loads, stores)
+    yield Kernel(split.sums, (storage, False, True, True), "segments", geometry.SEGMENT_THREADS, n, 0)
+
+
+def before_and_after(storage):
+    """What stands before the rows, whatever they are; and the losses of log-probabilities."""
+    kind = "f8" if storage == "f8" else "f4"
+    for kernel in (
+        (cross_entropy.tally, ("i8",)), (cross_entropy.tally, ("u1",)), (cross_entropy.scales, (kind, "f8")),
+        (cross_entropy.class_weights, (kind, "f4")), (cross_entropy.picked, (storage, storage)),
+        (cross_entropy.placed, (storage,)),
+    ):  # fmt: skip
+        yield Kernel(*kernel, "copies", totals.THREADS)
+
+
 # Of the kernels of a storage type every so many is compiled by default; of float32 every other.
 EVERY = {"f4": 2, "b2": 5, "f8": 8, "f2": 14}
+# Of the losses the largest kernel of every regime in float32, and in the others every so many of those.
+EVERY_LARGEST = {"f4": 1, "b2": 7, "f8": 8, "f2": 15}
+
+
+def largest_losses(storage):
+    """Of every regime, and of whole rows for every kind of target, the kernel with the most accesses."""
+    found = {}
+    for kernel in losses(storage):
+        regime = kernel.factory, kernel.options[1] if kernel.factory is cross_entropy.rows else None
+        accesses = (kernel.loads or 0) + (kernel.stores or 0)
+        if regime not in found or accesses >= found[regime][0]:
+            found[regime] = accesses, kernel
+    return [kernel for _, kernel in found.values()]
 
 
 def chosen():
@@ -99,8 +216,17 @@ def chosen():
                 yield from ((kernel, cc) for cc in ARCHITECTURES)
             elif i % every == 0:
                 yield kernel, next(turn)
+    for storage, every in EVERY_LARGEST.items():
+        if everything:
+            yield from itertools.product(losses(storage), ARCHITECTURES)
+        else:
+            yield from ((kernel, next(turn)) for kernel in largest_losses(storage)[every // 2 :: every])
     for options in ("f4", "f4"), ("f8", "b2"), ("u8", "f8"), ("b1", "b1"):
         yield Kernel(copies.copy, options, "copies", copies.THREADS), next(turn)
+
+
+# What counts rows and adds losses, however the rows are computed.
+IN_FLOAT64 = cross_entropy.tally, cross_entropy.scales, cross_entropy.class_weights, totals.total
 
 
 def ptxas():
@@ -145,7 +271,7 @@ def test_there_is_an_assembler():
 def test_kernel(kernel, cc, tmp_path, record_property):
     function, signature = kernel.factory(*kernel.options)
     ptx, _ = cuda.compile(function, signature, cc=cc, device=False, abi="numba", launch_bounds=kernel.threads)
-    narrow = "f8" not in kernel.options
+    narrow = "f8" not in kernel.options and kernel.factory not in IN_FLOAT64
     if narrow and "u8" not in kernel.options:
         assert ".f64" not in ptx
     assert "ld.local" not in ptx and "st.local" not in ptx

@@ -18,18 +18,30 @@ from numbasoft.cuda.arrays import NAME, bfloat16
 ROWS = 3
 
 
-def widths(storage):
-    """Of every number of vectors, aligned and not, in pairs and not: a width for a warp and one for more."""
+def widths(storage, **held):
+    """Of every number of vectors, aligned and not: a width for a warp and one for more; and of long rows.
+
+    ``held`` says what of a row threads hold, as for ``geometry.rows_launch``.
+    """
     lanes, found = geometry.lanes(storage), {}
     longest = geometry.MOST_THREADS * max(geometry.VECTORS[storage]) * lanes
-    for in_pairs in False, True:
-        for n in range(1, longest):
-            for aligned, width in ((False, n), (True, n * lanes)):
-                how = geometry.rows_launch(width, storage, aligned, in_pairs)
-                if how and (aligned or width % lanes):
-                    found.setdefault((how.vectors, aligned, in_pairs, how.team > geometry.WARP), width)
+    for n in range(1, longest):
+        for aligned, width in ((False, n), (True, n * lanes)):
+            how = geometry.rows_launch(width, storage, aligned, **held)
+            if how and (aligned or width % lanes):
+                found.setdefault((how.vectors, aligned, how.team > geometry.WARP), width)
     segments = longest + 1, longest + geometry.segment_length(storage) + lanes
     return sorted({*found.values(), *segments})
+
+
+def lengths(storage):
+    """Of arrays without rows: of every number of vectors, aligned and not, and of more than a segment."""
+    lanes, found = geometry.lanes(storage), {}
+    for few in False, True:
+        for n in range(1, 3 * geometry.segment_length(storage)):
+            how, length = geometry.segments_launch(n, storage, n % lanes == 0, few)
+            found.setdefault((how.vectors, n % lanes == 0, length < n), n)
+    return sorted(found.values())
 
 
 def zeros(shape, storage):
@@ -48,10 +60,63 @@ def forward_and_backward(x, mask, axis):
     numbasoft.logsumexp_backward(lse, x, lse, axis)
 
 
+def of_two_classes(x):
+    """Losses of which no element needs another."""
+    numbasoft.logit(numbasoft.sigmoid(x))
+    numbasoft.sigmoid_backward(x, x)
+    one = cuda.to_device(np.ones((), "f8" if x.dtype == np.float64 else "f4"))
+    numbasoft.binary_cross_entropy(x, x, reduction="none")
+    numbasoft.binary_cross_entropy_backward(x, x, x, reduction="none")
+    numbasoft.binary_cross_entropy(x, x)
+    numbasoft.binary_cross_entropy_backward(one, x, x)
+
+
+def divergences(x, storage, axis):
+    numbasoft.kl_divergence(x, x, axis=axis)
+    numbasoft.kl_divergence(x, x, axis=axis, reduction="none")
+    g = zeros([n for i, n in enumerate(x.shape) if i != axis % x.ndim], storage)
+    numbasoft.kl_divergence_backward(g, x, x, axis=axis, reduction="none")
+
+
+def losses(x, axis, soft):
+    """Cross-entropy of classes, or of probabilities, in all its kinds."""
+    n, rows = x.shape[axis], x.size // x.shape[axis]
+    target = x if soft else cuda.to_device(np.arange(rows) % n)
+    weight = cuda.to_device(np.ones(n, "f4"))
+    for options in {}, {"label_smoothing": 0.1}, {"label_smoothing": 0.1, "weight": weight}:
+        numbasoft.cross_entropy(x, target, axis=axis, reduction="none", **options)
+        numbasoft.cross_entropy_value_and_grad(x, target, axis=axis, reduction="none", **options)
+        numbasoft.cross_entropy_value_and_grad(x, target, axis=axis, **options)
+
+
+def log_likelihoods(x, storage):
+    one = cuda.to_device(np.ones(()))
+    for target in np.zeros(len(x), "u1"), np.zeros(len(x), "i8"):
+        target = cuda.to_device(target)
+        numbasoft.nll_loss(x, target)
+        numbasoft.nll_loss(x, target, reduction="none")
+        numbasoft.nll_loss_backward(one, x, target)
+
+
 def call_every_kernel(storage):
-    for n in widths(storage):
+    for n in sorted({*widths(storage), *widths(storage, in_pairs=True)}):
         mask = cuda.to_device(np.arange(ROWS * n).reshape(ROWS, n) % 3 > 0)
         forward_and_backward(zeros((ROWS, n), storage), mask, -1)
+    for n in lengths(storage):
+        of_two_classes(zeros(n, storage))
+    for n in sorted({*widths(storage, in_pairs=True), *widths(storage, heavy=True)}):
+        divergences(zeros((ROWS, n), storage), storage, -1)
+    for n in widths(storage):
+        losses(zeros((ROWS, n), storage), -1, soft=False)
+    for n in widths(storage, in_pairs=geometry.SHARES):
+        for soft in False, True:
+            losses(zeros((ROWS, n), storage), -1, soft)
+    for soft in False, True:
+        losses(zeros((37, 35), storage), 0, soft)
+    divergences(zeros((37, 35), storage), storage, 0)
+    many = zeros((300, 5), storage)  # so that their sum takes more than a warp
+    log_likelihoods(many, storage)
+    divergences(many, storage, -1)
     mask = cuda.to_device(np.arange(37 * 35).reshape(37, 35) % 3 > 0)
     forward_and_backward(zeros((37, 35), storage), mask, 0)
     # what no kernel reads in place: two axes apart, integers, and temperatures that only float64 holds

@@ -8,9 +8,12 @@ Sums have no order, so the number of threads that share a row changes no bit; th
 and the tests of accuracy then let one thread have a whole row, which is a thousand times faster here.
 """
 
+import elements_oracle
 import numpy as np
 import oracle
 import pytest
+from elements_oracle import ulps
+from losses_oracle import plain_divergence
 from numba import cuda, types
 from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 from oracle import BFLOAT16, DTYPES, check, limit
@@ -26,7 +29,17 @@ from samples import (
 )
 
 import numbasoft
-from numbasoft.cuda import calls, copies, device, geometry, literal
+from numbasoft.cuda import (
+    calls,
+    class_losses,
+    copies,
+    device,
+    divergence,
+    elementwise,
+    geometry,
+    literal,
+    team,
+)
 from numbasoft.cuda.elementary import arithmetic
 
 nan, inf = np.nan, np.inf
@@ -42,23 +55,38 @@ by_name = pytest.mark.parametrize("name", FORWARD + BACKWARD)
 def forget():
     for steps in calls.forward_steps, calls.backward_steps, calls.logsumexp_backward_steps:
         steps.cache_clear()
+    for module in elementwise, divergence, class_losses:
+        clear_caches(module)
     calls.REPEATED.clear()
+
+
+def clear_caches(module):
+    for function in vars(module).values():
+        getattr(function, "cache_clear", lambda: None)()
 
 
 @pytest.fixture
 def one_thread(monkeypatch):
     """Whole rows for single threads."""
 
-    def rows_launch(n, storage, aligned, in_pairs=False):
+    def rows_launch(n, storage, aligned, in_pairs=False, heavy=False):
         return geometry.Rows(max(1, geometry.vectors_spanned(n, storage, aligned)), 1, 1)
 
     monkeypatch.setattr(geometry, "rows_launch", rows_launch)
-    monkeypatch.setattr(geometry, "segments_launch", lambda n, s, a: (rows_launch(n, s, a), n))
-    monkeypatch.setattr(geometry, "column_threads", lambda n: geometry.COLUMNS)
+    monkeypatch.setattr(geometry, "segments_launch", lambda n, s, a, *_: (rows_launch(n, s, a), n))
+    few_columns(monkeypatch)
+    monkeypatch.setattr(geometry, "column_threads", lambda n, *_: geometry.COLUMNS)
     monkeypatch.setattr(copies, "THREADS", 16)
+    monkeypatch.setattr(geometry, "TOTAL_THREADS", 2)
     forget()
     yield
     forget()
+
+
+def few_columns(monkeypatch):
+    """Two columns side by side in a block, and so a sixteenth of the threads."""
+    for module in geometry, team:
+        monkeypatch.setattr(module, "COLUMNS", 2)
 
 
 def there(array):
@@ -172,7 +200,7 @@ def all_ways(name, given, axis, monkeypatch):
     """The result by threads of one warp, by whole rows in single threads, in segments, and as columns."""
     yield "team", run(name, given, axis)
     with monkeypatch.context() as patch:
-        patch.setattr(geometry, "SEGMENT_THREADS", 32)
+        patch.setattr(geometry, "SEGMENT_THREADS", 4)
         patch.setattr(geometry, "rows_launch", lambda *a, **o: None)
         from numbasoft.cuda import split
         from numbasoft.ops.log_softmax import cuda as log_softmax
@@ -181,17 +209,9 @@ def all_ways(name, given, axis, monkeypatch):
         few = lambda storage: 2 * geometry.lanes(storage)  # noqa: E731
         for module in geometry, split, softmax, log_softmax:
             patch.setattr(module, "segment_length", few)
-        forget()
-        for module in split, softmax, log_softmax:
-            for factory in vars(module).values():
-                getattr(factory, "cache_clear", lambda: None)()
-        calls.compiled.cache_clear()
+        clear(split, softmax, log_softmax)
         yield "segments", run(name, given, axis)
-    for module in split, softmax, log_softmax:
-        for factory in vars(module).values():
-            getattr(factory, "cache_clear", lambda: None)()
-    calls.compiled.cache_clear()
-    forget()
+    clear(split, softmax, log_softmax)
     flipped = [np.ascontiguousarray(a.T) if a.ndim == 2 else a for a in given]
     got = run(name, flipped, 0)
     yield "columns", got.T if got.ndim == 2 else got
@@ -209,8 +229,9 @@ def all_ways(name, given, axis, monkeypatch):
     + [("softmax", "bfloat16"), ("log_softmax", "float64"), ("softmax_backward", "float16")],
 )
 def test_the_bits_depend_on_the_row_alone(name, dtype, rng, monkeypatch):
-    monkeypatch.setattr(geometry, "BLOCK", 32)  # a barrier costs the simulator a millisecond a thread
-    monkeypatch.setattr(geometry, "column_threads", lambda n: 2 * geometry.COLUMNS)
+    few_columns(monkeypatch)
+    monkeypatch.setattr(geometry, "BLOCK", 16)  # a barrier costs the simulator a millisecond a thread
+    monkeypatch.setattr(geometry, "column_threads", lambda n, *_: 2 * geometry.COLUMNS)
     forget()
     x = rng.normal(0, 3, (2, 21)).astype(DTYPES[dtype])
     given = arguments(name, x, rng)
@@ -622,3 +643,457 @@ def test_device_factories_name_what_is_wrong():
         device.softmax("f2")
     with pytest.raises(ValueError, match="kind is 'i4'"):
         device.loader("i4", 1)
+
+
+# --- element by element ------------------------------------------------------------------------------------
+
+LOGITS = [0.0, -0.0, 1e-30, -1e-8, 0.3, -2.5, 17.0, -40.0, 88.0, -95.0, 103.0, -103.5, 700.0, -745.0]
+
+
+def call(name, *given, **options):
+    result = getattr(numbasoft, name)(*(there(np.asarray(a)) for a in given), **options)
+    return here(result)
+
+
+def logits_and_targets(rng, dtype, n=120):
+    x = np.concatenate([LOGITS, rng.normal(0, 3, n), rng.normal(0, 30, n)])
+    x = np.clip(x, -700 if dtype == "float64" else -90, 700).astype(DTYPES[dtype])
+    t = rng.random(x.size).astype(x.dtype)
+    t[::3], t[1::3] = 0, 1
+    return x, t
+
+
+@pytest.fixture
+def many_digits():
+    import mpmath
+
+    with mpmath.workdps(60):
+        yield
+
+
+def bound(dtype, forward=True):
+    """16-bit results are rounded once: forward passes from what is accurate to 2**-18, gradients from float32."""
+    return 0.51 if dtype in ("float16", "bfloat16") else 2.5 if forward else 4
+
+
+@by_dtype
+def test_sigmoid_and_logit(dtype, rng, one_thread, many_digits):
+    x, _ = logits_and_targets(rng, dtype)
+    y = call("sigmoid", x)
+    assert ulps(y, elements_oracle.sigmoid(x)) < bound(dtype)
+    g = rng.standard_normal(x.size).astype(x.dtype)
+    assert ulps(call("sigmoid_backward", g, y), elements_oracle.sigmoid_backward(g, y)) < bound(dtype)
+    p = np.concatenate(
+        [rng.random(150), 0.5 + rng.normal(0, 1e-2, 50), [0.25, 0.5, 0.75, 1e-5, 6e-8, 0.9999]]
+    )
+    lowest = {"float64": [1e-300, 5e-324, 1e-310], "float16": []}.get(dtype, [1e-38, 1e-40])
+    p = np.concatenate([p, lowest]).astype(x.dtype)
+    p = p[(p > 0) & (p < 1)]
+    assert ulps(call("logit", p), elements_oracle.logit(p)) < bound(dtype)
+    special = np.array([0, 1, 0.5, -1, 2, nan, inf]).astype(x.dtype)
+    np.testing.assert_array_equal(call("logit", special).astype(float), [-inf, inf, 0, nan, nan, nan, nan])
+    special = np.array([-inf, inf, nan, -3e4]).astype(x.dtype)
+    np.testing.assert_array_equal(call("sigmoid", special).astype(float), [0, 1, nan, 0])
+
+
+@by_dtype
+def test_binary_cross_entropy(dtype, rng, one_thread, many_digits):
+    x, t = logits_and_targets(rng, dtype)
+    pairs = elements_oracle.binary_cross_entropy(x, t, 1.5)
+    assert ulps(call("binary_cross_entropy", x, t, pos_weight=1.5, reduction="none"), pairs) < (
+        0.51 if bound(dtype) < 1 else 4
+    )
+    for reduction, divisor in ("sum", 1), ("mean", x.size):
+        total = sum(v for v, _ in pairs) / divisor
+        got = call("binary_cross_entropy", x, t, pos_weight=1.5, reduction=reduction)
+        assert got.shape == () and ulps(got, [(total, total)]) < (0.51 if bound(dtype) < 1 else 2.5)
+    g = rng.standard_normal(x.size).astype(x.dtype)
+    got = call("binary_cross_entropy_backward", g, x, t, pos_weight=1.5, reduction="none")
+    pairs = elements_oracle.binary_cross_entropy_backward(g, x, t, 1.5)
+    assert ulps(got, pairs) < bound(dtype, False)
+    for of_grad in x.dtype, np.float32, np.float64:
+        for reduction, divisor in ("sum", 1), ("mean", x.size):
+            g = np.asarray(0.7).astype(of_grad)
+            got = call("binary_cross_entropy_backward", g, x, t, reduction=reduction)
+            each = np.full(x.size, float(g)) / divisor
+            pairs = elements_oracle.binary_cross_entropy_backward(each, x, t)
+            assert got.dtype == x.dtype and ulps(got, pairs) < bound(dtype, False)
+
+
+@by_dtype
+def test_binary_cross_entropy_of_special_values(dtype, one_thread):
+    d = DTYPES[dtype]
+    x = np.array([inf, inf, -inf, -inf, nan, 0, 0, 0, 1, 1]).astype(d)
+    t = np.array([1, 0, 0, 1, 1, -0.5, 1.5, nan, inf, -100]).astype(d)
+    want = [0, inf, 0, inf, nan, nan, nan, nan, nan, nan]
+    np.testing.assert_array_equal(call("binary_cross_entropy", x, t, reduction="none").astype(float), want)
+    g = np.ones(10).astype(d)
+    got = call("binary_cross_entropy_backward", g, x, t, reduction="none").astype(float)
+    np.testing.assert_array_equal(got, [0, 1, 0, -1, nan, nan, nan, nan, nan, nan])
+    for reduction in "sum", "mean":
+        assert call("binary_cross_entropy", x[:4], t[:4], reduction=reduction) == inf
+        assert np.isnan(call("binary_cross_entropy", x, t, reduction=reduction).astype(float))
+        assert call("binary_cross_entropy", x[:1], t[:1], reduction=reduction) == 0
+        assert call("binary_cross_entropy", x[:0], t[:0], reduction=reduction) == 0
+
+
+@pytest.mark.parametrize(("dtype", "sizes"), [("float32", (3e38, 1e-40)), ("float64", (1.5e308, 1e-315))])
+def test_means_of_huge_and_of_tiny_losses(dtype, sizes, rng, one_thread, monkeypatch):
+    # neither does the sum overflow where the mean does not, nor is anything lost among subnormal numbers
+    few_elements_a_segment(monkeypatch)
+    for size in sizes:
+        x = (size * rng.uniform(0.5, 1, 100)).astype(dtype)
+        got = call("binary_cross_entropy", x, np.zeros_like(x)) if size > 1 else None
+        if size < 1:
+            x = np.log(x.astype(np.longdouble)).astype(dtype)  # log(1 + exp(x)) is about exp(x)
+            got = call("binary_cross_entropy", x, np.zeros_like(x))
+            x = np.exp(x.astype(np.longdouble))
+        exact = (x.astype(np.longdouble) / 100).sum()
+        assert abs(got - exact) <= 2 * np.spacing(exact.astype(dtype))
+
+
+def few_elements_a_segment(monkeypatch):
+    monkeypatch.setattr(geometry, "segments_launch", lambda n, s, a, *_: (geometry.Rows(9, 1, 1), 8 * 2))
+    forget()
+
+
+TWO_CLASSES = {
+    "sigmoid": 1, "sigmoid_backward": 2, "logit": 1, "binary_cross_entropy": 2, "binary_cross_entropy_backward": 3,
+}  # fmt: skip
+by_element = pytest.mark.parametrize("name", TWO_CLASSES)
+
+
+def of_two_classes(name, rng, shape, dtype="float32"):
+    """Arrays that a function takes, and its options."""
+    given = [rng.random(shape).astype(dtype) for _ in range(TWO_CLASSES[name])]
+    return given, {"reduction": "none"} if name.startswith("binary") else {}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@by_element
+def test_elements_in_any_layout(name, view, rng, one_thread):
+    given, options = of_two_classes(name, rng, (4, 2, 6))
+    parts = [VIEWS[view](a) for a in given]
+    got = call(name, *parts, **options)
+    want = call(name, *map(np.ascontiguousarray, parts), **options)
+    assert got.tobytes() == want.tobytes() and got.shape == parts[0].shape
+    mixed = call(name, *parts[:-1], np.ascontiguousarray(parts[-1]), **options)
+    assert mixed.tobytes() == want.tobytes()
+    if name.startswith("binary"):
+        options["reduction"] = "mean"
+        parts = [np.ones((), "float32"), *parts[1:]] if name.endswith("backward") else parts
+        got = call(name, *parts, **options)
+        assert got.tobytes() == call(name, *(np.array(a, order="C") for a in parts), **options).tobytes()
+
+
+@by_element
+def test_the_bits_of_an_element_depend_on_it_alone(name, rng, monkeypatch):
+    given, options = of_two_classes(name, rng, (150,))
+    whole = call(name, *given, **options)
+    alone = [call(name, *(a[i : i + 1].copy() for a in given), **options)[0] for i in (0, 77, 149)]
+    assert [whole[0], whole[77], whole[149]] == alone
+    for shift in 1, 2, 3:
+        memory = [np.zeros(a.size + 4, a.dtype) for a in given]
+        for k, (m, a) in enumerate(zip(memory, given, strict=True)):
+            m[shift + k % 2 :][: a.size] = a
+        moved = [m[shift + k % 2 :][: a.size] for k, (m, a) in enumerate(zip(memory, given, strict=True))]
+        assert call(name, *moved, **options).tobytes() == whole.tobytes()
+    monkeypatch.setattr(geometry, "segments_launch", lambda n, s, a, *_: (geometry.Rows(1, 32, 32), 31 * 4))
+    forget()
+    assert call(name, *given, **options).tobytes() == whole.tobytes()
+    forget()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_the_bits_of_a_mean_depend_on_the_elements_alone(dtype, rng, monkeypatch):
+    x, t = (rng.normal(0, 3, 60).astype(DTYPES[dtype]), rng.random(60).astype(DTYPES[dtype]))
+    monkeypatch.setattr(geometry, "TOTAL_THREADS", 4)
+    lanes = geometry.lanes({"float32": "f4", "float64": "f8"}.get(dtype, "b2"))
+    results = set()
+    for threads, vectors in (1, 5), (2, 3), (8, 1):  # who does a segment's elements is no matter
+        monkeypatch.setattr(
+            geometry, "segments_launch",
+            lambda n, s, a, *_, v=vectors, t=threads: (geometry.Rows(v, t, t), 4 * lanes),
+        )  # fmt: skip
+        forget()
+        for shift in 0, 3:
+            arrays = []
+            for a in x, t:
+                memory = np.zeros(a.size + 4, a.dtype)
+                memory[shift : shift + a.size] = a
+                arrays.append(memory[shift : shift + a.size])
+            results.add(call("binary_cross_entropy", *arrays).tobytes())
+        results.add(call("binary_cross_entropy", x.reshape(10, 6), t.reshape(10, 6)).tobytes())
+    assert len(results) == 1
+    forget()
+
+
+@by_element
+def test_real_launches_element_by_element(name, rng):
+    # by part of a warp, and by several warps in two segments, of which the last one is short
+    for n in 3, 1100 if name in ("logit", "binary_cross_entropy_backward") else 4200:
+        given, options = of_two_classes(name, rng, (n,))
+        got = call(name, *given, **options)
+        np.testing.assert_allclose(got, getattr(numbasoft, name)(*given, **options), rtol=1e-6, atol=1e-7)
+
+
+def test_a_real_launch_of_a_mean(rng, monkeypatch):
+    x, t = rng.normal(0, 3, 130).astype("f4"), rng.random(130).astype("f4")
+    monkeypatch.setattr(geometry, "VECTORS", {"f4": (1, 1, 1)})
+    monkeypatch.setattr(geometry, "SEGMENT_THREADS", 64)
+    monkeypatch.setattr(geometry, "TOTAL_THREADS", 64)
+    forget()
+    got = call("binary_cross_entropy", x, t)
+    np.testing.assert_allclose(got, numbasoft.binary_cross_entropy(x, t), rtol=2e-7)
+
+
+def test_elements_of_other_dtypes(rng, one_thread):
+    x = rng.normal(0, 3, (3, 5))
+    np.testing.assert_array_equal(call("sigmoid", np.arange(3)), call("sigmoid", np.arange(3.0)))
+    for target in rng.random((3, 5)) < 0.5, rng.integers(0, 2, (3, 5)), rng.random((3, 5)).astype("f4"):
+        for dtype in "f8", "f4", BFLOAT16:
+            given = x.astype(dtype)
+            wanted = numbasoft.binary_cross_entropy(given, target, reduction="none")
+            got = call("binary_cross_entropy", given, target, reduction="none")
+            assert got.dtype == wanted.dtype
+            np.testing.assert_allclose(
+                got.astype(float), wanted.astype(float), rtol=1e-2 if dtype == BFLOAT16 else 1e-6
+            )
+            one = call("binary_cross_entropy", given, target)
+            assert one.dtype == wanted.dtype
+            got = call("binary_cross_entropy_backward", np.float32(1), given, target)
+            assert got.dtype == wanted.dtype
+            wanted = numbasoft.binary_cross_entropy_backward(1.0, given, target)
+            np.testing.assert_allclose(
+                got.astype(float), wanted.astype(float), rtol=1e-2 if dtype == BFLOAT16 else 1e-5
+            )
+
+
+def test_elements_in_place(rng, one_thread):
+    x, t = rng.random((3, 7)), rng.random((3, 7))
+    for name in "sigmoid", "logit":
+        d, want = there(x.copy()), getattr(numbasoft, name)(x)
+        assert getattr(numbasoft, name)(d, out=d) is d
+        np.testing.assert_allclose(here(d), want, rtol=1e-15)
+        columns = there(np.zeros((7, 3)).T)
+        assert getattr(numbasoft, name)(there(x), out=columns) is columns
+        np.testing.assert_allclose(here(columns), want, rtol=1e-15)
+    for name in "grad", "y":
+        given = {"grad": there(x.copy()), "y": there(t.copy())}
+        numbasoft.sigmoid_backward(**given, out=given[name])
+        np.testing.assert_allclose(here(given[name]), numbasoft.sigmoid_backward(x, t), rtol=1e-15)
+    d = there(x.copy())
+    assert numbasoft.binary_cross_entropy_backward(there(np.ones(())), d, there(t), out=d) is d
+    np.testing.assert_allclose(here(d), numbasoft.binary_cross_entropy_backward(1.0, x, t), rtol=1e-14)
+
+
+@by_element
+def test_no_elements(name):
+    for shape in (0,), (3, 0), (0, 2):
+        given, options = of_two_classes(name, np.random.default_rng(0), shape)
+        assert call(name, *given, **options).shape == shape
+
+
+BAD_ELEMENTS = {
+    "sigmoid's out": (lambda x: numbasoft.sigmoid(x, out=there(np.zeros(3))), ValueError, "out has shape"),
+    "sigmoid's overlap": (lambda x: numbasoft.sigmoid(x[:, :2], out=x[:, 1:]), ValueError, "out overlaps x"),
+    "logit's out": (lambda x: numbasoft.logit(x, out=there(np.zeros((2, 3), "f4"))), TypeError, "out has dtype float32"),
+    "grad's shape": (lambda x: numbasoft.sigmoid_backward(x[:1], x), ValueError, "grad has shape"),
+    "grad's dtype": (lambda x: numbasoft.sigmoid_backward(there(np.zeros((2, 3), "f4")), x), TypeError, "grad has dtype float32"),
+    "target's shape": (lambda x: numbasoft.binary_cross_entropy(x, x[:1]), ValueError, "target has shape"),
+    "target on the CPU": (lambda x: numbasoft.binary_cross_entropy(x, [[0.0, 1, 0]] * 2), TypeError, "target is not"),
+    "pos_weight": (lambda x: numbasoft.binary_cross_entropy(x, x, pos_weight=-1), ValueError, "pos_weight is -1"),
+    "reduction": (lambda x: numbasoft.binary_cross_entropy(x, x, reduction="all"), ValueError, "reduction is 'all'"),
+    "one grad": (lambda x: numbasoft.binary_cross_entropy_backward(x, x, x), ValueError, "grad has shape"),
+    "out is target": (lambda x: numbasoft.binary_cross_entropy_backward(there(np.ones(())), there(np.ones((2, 3))), x, out=x), ValueError, "out shares memory with target"),
+    "complex": (lambda x: numbasoft.sigmoid(there(np.ones(3, complex))), TypeError, "x has dtype complex128"),
+    "stream": (lambda x: numbasoft.sigmoid(x, stream="main"), TypeError, "stream is 'main'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_ELEMENTS)
+def test_errors_of_elements_come_before_any_launch(case, monkeypatch):
+    make, error, sentence = BAD_ELEMENTS[case]
+    x = there(np.ones((2, 3)))
+    monkeypatch.setattr(calls, "run", None)
+    with pytest.raises(error, match=sentence) as caught:
+        make(x)
+    assert "\n" not in str(caught.value)
+
+
+# --- divergences -------------------------------------------------------------------------------------------
+
+LOGITS_OF_TWO = {
+    "random": lambda rng, n: rng.normal(0, 3, (2, 3, n)),
+    "wide": lambda rng, n: rng.normal(0, 30, (2, 3, n)),
+    "offset": lambda rng, n: np.array([1e4, -1e3])[:, None, None] + rng.normal(0, 5, (2, 3, n)),
+    "near": lambda rng, n: rng.normal(0, 3, (3, n)) + rng.normal(0, 0.01, (2, 1, n)),
+    "confident": lambda rng, n: rng.normal(0, 1, (2, 3, n)) + 60 * (np.arange(n) == 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "family"),
+    [(dtype, family) for dtype in ("float32", "float64") for family in LOGITS_OF_TWO]
+    + [("float16", "near"), ("bfloat16", "wide")],
+)
+def test_divergences(dtype, family, rng, one_thread, many_digits):
+    # the forward pass is right where p and q are near each other, which is where a sum of p log(p / q) is not
+    for temperature in 1.0, 0.7:
+        x, y = LOGITS_OF_TWO[family](rng, 20).astype(DTYPES[dtype])
+        pairs = elements_oracle.kl_divergence(x, y, temperature)
+        got = call("kl_divergence", x, y, temperature=temperature, reduction="none")
+        limit = 0.51 if dtype in ("float16", "bfloat16") else 4
+        assert ulps(got, [(v, v) for v, _ in pairs]) < limit, temperature
+        mean = sum(v for v, _ in pairs) / 3
+        assert ulps(call("kl_divergence", x, y, temperature=temperature), [(mean, mean)]) < limit
+        g = rng.standard_normal(3).astype(x.dtype)
+        pairs = elements_oracle.kl_divergence_backward(g, x, y, temperature)
+        got = call("kl_divergence_backward", g, x, y, temperature=temperature, reduction="none")
+        assert ulps(got, pairs) < bound(dtype, False)
+
+
+@pytest.mark.parametrize("temperature", [1e-35, 1e35])
+def test_divergences_at_extreme_temperatures(temperature, rng, one_thread):
+    x, y = (temperature * rng.normal(0, 2, (2, 3, 20)).clip(-3, 3)).astype("f4")
+    wanted, slopes = plain_divergence(x, y, temperature=temperature, reduction="none")
+    got = call("kl_divergence", x, y, temperature=temperature, reduction="none")
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    slopes = (slopes / 3).astype("f4").astype("f8")
+    got = call("kl_divergence_backward", np.float32(1), x, y, temperature=temperature)
+    np.testing.assert_allclose(got, slopes, rtol=1e-5, atol=1e-7 * abs(slopes).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_divergences_of_special_rows(dtype, one_thread):
+    rows = [
+        ([0, -inf, 1], [0, -inf, 1], 0), ([0, 1, 2], [0, -inf, 2], inf), ([0, nan, 1], [0, 1, 1], nan),
+        ([0, 1, 2], [0, inf, 2], nan), ([0, 1, 2], [-inf] * 3, nan), ([-inf] * 3, [0, 1, 2], nan),
+        ([inf, 0, 1], [0, 1, 2], nan), ([0, 1, -inf], [0, 1, inf], nan), ([0, 1, 2], [nan, 1, 2], nan),
+        ([1, 2, 3], [1, 2, 3], 0), ([5, 5, -inf], [5, 5, 5], np.log(1.5)),
+    ]  # fmt: skip
+    x, y = (np.array([row[i] for row in rows]).astype(DTYPES[dtype]) for i in (0, 1))
+    for axis in -1, 0:
+        given = (x, y) if axis else (np.ascontiguousarray(x.T), np.ascontiguousarray(y.T))
+        got = call("kl_divergence", *given, axis=axis, reduction="none").astype(float)
+        np.testing.assert_allclose(got, [row[2] for row in rows], rtol=1e-2, atol=0)
+        grad = np.ones(len(rows)).astype(x.dtype)
+        dy = call("kl_divergence_backward", grad, *given, axis=axis, reduction="none").astype(float)
+        dy = dy if axis else dy.T
+        for row, slope in zip(rows, dy, strict=True):
+            assert np.isnan(slope).all() if np.isnan(row[2]) else np.isfinite(slope).all()
+        assert not dy[0].any() and not dy[9].any()
+
+
+@pytest.mark.parametrize(("dtype", "n"), [("float32", 11), ("bfloat16", 17)])
+def test_the_bits_of_a_divergence_depend_on_the_row_alone(dtype, n, rng, monkeypatch):
+    from numbasoft.cuda import split
+    from numbasoft.ops.kl_divergence import cuda as kl
+
+    few_columns(monkeypatch)
+    monkeypatch.setattr(geometry, "BLOCK", 8)
+    monkeypatch.setattr(geometry, "column_threads", lambda n, *_: 2 * geometry.COLUMNS)
+    monkeypatch.setattr(copies, "THREADS", 16)
+    forget()
+    x, y = rng.normal(0, 3, (2, 2, n)).astype(DTYPES[dtype])
+    g = rng.standard_normal(2).astype(x.dtype)
+
+    def both(x, y, g, axis=-1):
+        chosen = dict(axis=axis, reduction="none", temperature=0.7)
+        back = call("kl_divergence_backward", g, x, y, **chosen)
+        divergence = call("kl_divergence", x, y, **chosen)
+        return divergence.tobytes(), np.ascontiguousarray(back if axis else back.T).tobytes()
+
+    whole = both(x, y, g)
+    np.testing.assert_allclose(
+        np.frombuffer(whole[0], x.dtype).astype(float),
+        plain_divergence(x, y, temperature=0.7, reduction="none")[0],
+        rtol=1e-2 if dtype == "bfloat16" else 1e-6,
+    )
+    assert both(*(np.ascontiguousarray(a.T) for a in (x, y)), g, 0) == whole, "columns"
+    memory = [np.zeros(a.size + 1, a.dtype) for a in (x, y)]
+    for m, a in zip(memory, (x, y), strict=True):
+        m[1:] = a.ravel()
+    assert both(memory[0][1:].reshape(x.shape), y, g) == whole, "unaligned"
+    alone = tuple(part[len(part) // 2 :] for part in whole)
+    assert both(x[1:].copy(), y[1:].copy(), g[1:].copy()) == alone
+    with monkeypatch.context() as patch:
+        patch.setattr(geometry, "SEGMENT_THREADS", 4)
+        patch.setattr(geometry, "rows_launch", lambda *a, **o: None)
+        patch.setattr(split, "segment_length", lambda storage: 2 * geometry.lanes(storage))
+        patch.setattr(kl, "segment_length", lambda storage: 2 * geometry.lanes(storage))
+        patch.setattr(geometry, "segment_length", lambda storage: 2 * geometry.lanes(storage))
+        patch.setattr(kl, "piece_length", lambda storage: geometry.lanes(storage))
+        clear(split, kl)
+        assert both(x, y, g) == whole, "segments"
+    clear(split, kl)
+
+
+def clear(*modules):
+    """Forget the kernels of these modules and all launches."""
+    for module in modules:
+        clear_caches(module)
+    calls.compiled.cache_clear()
+    forget()
+
+
+def test_divergences_in_any_layout(rng, one_thread):
+    x, y = rng.normal(0, 3, (2, 4, 2, 6))
+    for view, axis in ("transposed", -1), ("part", 1):
+        a, b = VIEWS[view](x), VIEWS[view](y)
+        wanted, _ = plain_divergence(a, b, axis=axis, reduction="none")
+        got = call("kl_divergence", a, b, axis=axis, reduction="none")
+        np.testing.assert_allclose(got, wanted, rtol=1e-12)
+        g = rng.normal(size=wanted.shape).astype("f4").astype("f8")
+        _, wanted = plain_divergence(a, b, g, axis=axis, reduction="none")
+        got = call("kl_divergence_backward", g, a, b, axis=axis, reduction="none")
+        np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-15)
+    for reduction in "mean", "sum":
+        wanted, slopes = plain_divergence(x, y, 0.5, axis=1, reduction=reduction)
+        np.testing.assert_allclose(
+            call("kl_divergence", x, y, axis=1, reduction=reduction), wanted, rtol=1e-13
+        )
+        got = call("kl_divergence_backward", np.float16(0.5), x, y, axis=1, reduction=reduction)
+        np.testing.assert_allclose(got, slopes, rtol=1e-12, atol=1e-15)
+    d = there(y.copy())
+    assert numbasoft.kl_divergence_backward(there(np.ones(())), there(x), d, out=d) is d
+    np.testing.assert_allclose(here(d), plain_divergence(x, y)[1], rtol=1e-12, atol=1e-15)
+    x, y = np.arange(6).reshape(2, 3), np.ones((2, 3), int)
+    np.testing.assert_allclose(call("kl_divergence", x, y), float(plain_divergence(x, y)[0]))
+    empty = np.zeros((0, 3))
+    assert call("kl_divergence", empty, empty) == 0
+    assert call("kl_divergence", empty, empty, reduction="none").shape == (0,)
+    assert call("kl_divergence_backward", np.float64(1), empty, empty).shape == (0, 3)
+
+
+def test_real_launches_of_divergences(rng):
+    # by a warp, and by several warps that meet in shared memory
+    for n in 3, 300:
+        x, y = rng.normal(0, 3, (2, 1, n)).astype("f4")
+        got = call("kl_divergence", x, y, reduction="none")
+        wanted, slopes = plain_divergence(x, y, reduction="none")
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+        got = call("kl_divergence_backward", np.ones(1, "f4"), x, y, reduction="none")
+        np.testing.assert_allclose(got, slopes, rtol=1e-5, atol=1e-7)
+
+
+BAD_DIVERGENCES = {
+    "q's shape": (lambda x: numbasoft.kl_divergence(x, x[:1]), ValueError, "q_logits has shape"),
+    "q's dtype": (lambda x: numbasoft.kl_divergence(x, there(np.ones((2, 3), "f4"))), TypeError, "q_logits has dtype float32"),
+    "no classes": (lambda x: numbasoft.kl_divergence(x[:, :0], x[:, :0]), ValueError, "at least one class"),
+    "axis": (lambda x: numbasoft.kl_divergence(x, x, axis=(0, 1)), TypeError, "axis is"),
+    "temperature": (lambda x: numbasoft.kl_divergence(x, x, temperature=0), ValueError, "temperature is 0"),
+    "reduction": (lambda x: numbasoft.kl_divergence(x, x, reduction="batchmean"), ValueError, "reduction is"),
+    "grad": (lambda x: numbasoft.kl_divergence_backward(x, x, x), ValueError, "grad has shape"),
+    "out": (lambda x: numbasoft.kl_divergence_backward(there(np.ones(())), x, there(np.ones((2, 3))), out=x), ValueError, "out shares memory with p_logits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_DIVERGENCES)
+def test_errors_of_divergences_come_before_any_launch(case, monkeypatch):
+    make, error, sentence = BAD_DIVERGENCES[case]
+    x = there(np.ones((2, 3)))
+    monkeypatch.setattr(calls, "run", None)
+    with pytest.raises(error, match=sentence) as caught:
+        make(x)
+    assert "\n" not in str(caught.value)

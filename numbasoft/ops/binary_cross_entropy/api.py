@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ... import checks, elementary
+from ... import arrays, checks, elementary
 from ...arrays import Array
 from ...elementwise import ROW, over_elements
 from ...launch import is_wide, launch
@@ -34,6 +36,7 @@ def binary_cross_entropy(
     *,
     pos_weight: float = 1.0,
     reduction: str = "mean",
+    stream: Any = None,
 ) -> Array:
     r"""The cross-entropy of two classes from one logit, that of the positive class.
 
@@ -41,7 +44,7 @@ def binary_cross_entropy(
 
     Parameters
     ----------
-    logits : array_like
+    logits : array_like, or an array on a CUDA device
         x, of dtype float16, bfloat16, float32 or float64, which the result keeps; bool and
         integers are computed in float64.
     target : array_like
@@ -51,6 +54,9 @@ def binary_cross_entropy(
         w, the weight of the positive class, finite and not negative.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of elements; of none at all it is 0.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -68,7 +74,8 @@ def binary_cross_entropy(
     Notes
     -----
     ``binary_cross_entropy_backward`` is its gradient. Inputs that are not contiguous, or of
-    different dtypes, are copied.
+    different dtypes, are copied. On a CUDA device, where targets are not looked at before, the loss and
+    the gradient of an element whose target is outside of [0, 1] are NaN, and so are a mean and a sum with it.
 
     Examples
     --------
@@ -77,6 +84,12 @@ def binary_cross_entropy(
     >>> numbasoft.binary_cross_entropy(np.array([0.0, 50.0, -1000.0]), [1, 1, 0], reduction="none")
     array([6.93147181e-01, 1.92874985e-22, 0.00000000e+00])
     """
+    if arrays.on_device(stream, logits=logits, target=target):
+        arrays.device_calls()
+        from ...cuda import elementwise
+        from .cuda import FORWARD
+
+        return elementwise.binary_cross_entropy(FORWARD, logits, target, pos_weight, reduction, stream)
     x, t, dtype, computing, weight = checked(logits, target, pos_weight, reduction)
     loss = np.empty(x.shape, dtype) if reduction == "none" else None
     sums = np.zeros(-(-x.size // ROW))
@@ -107,6 +120,7 @@ def binary_cross_entropy_backward(
     pos_weight: float = 1.0,
     reduction: str = "mean",
     out: Array | None = None,
+    stream: Any = None,
 ) -> Array:
     r"""The gradient of a loss with respect to the logits, from that with respect to ``binary_cross_entropy``'s result.
 
@@ -115,13 +129,16 @@ def binary_cross_entropy_backward(
     Parameters
     ----------
     grad : array_like
-        g, of the shape of what ``binary_cross_entropy`` returned.
+        g, of the shape of what ``binary_cross_entropy`` returned; where the logits are on a CUDA device, there.
     logits, target : array_like
         As given to ``binary_cross_entropy``.
     pos_weight, reduction :
         As given to ``binary_cross_entropy``.
     out : numpy.ndarray, optional
         Where to put the result, of the shape and dtype of ``logits``; may be ``logits`` itself.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -141,6 +158,14 @@ def binary_cross_entropy_backward(
     >>> numbasoft.binary_cross_entropy_backward(2.0, np.array([0.0, 50.0]), [0, 1])
     array([ 5.00000000e-01, -1.92874985e-22])
     """
+    if arrays.on_device(stream, grad=grad, logits=logits, target=target, out=out):
+        arrays.device_calls()
+        from ...cuda import elementwise
+        from .cuda import BACKWARD
+
+        return elementwise.binary_cross_entropy_backward(
+            BACKWARD, grad, logits, target, pos_weight, reduction, out, stream
+        )
     x, t, dtype, computing, weight = checked(logits, target, pos_weight, reduction)
     g = checks.upstream(grad, reduction, x.shape)
     if out is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +143,19 @@ def probabilities(x, q, dtype, axis, t, names):
     return compute
 
 
+def device_losses():
+    arrays.device_calls()
+    from ...cuda import class_losses
+
+    return class_losses
+
+
+def device_kernels():
+    from .cuda import LOSS
+
+    return LOSS
+
+
 def output(rows, out, inputs):
     """Where gradients go: new, or given by the caller."""
     if out is None:
@@ -162,6 +176,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     temperature: float = 1.0,
     reduction: str = "mean",
+    stream: Any = None,
 ) -> Array:
     r"""The cross-entropy of a target and the softmax of logits, from the logits.
 
@@ -173,7 +188,7 @@ def cross_entropy(
 
     Parameters
     ----------
-    logits : array_like
+    logits : array_like, or an array on a CUDA device
         x, of dtype float16, bfloat16, float32 or float64, which the result keeps; bool and
         integers are computed in float64. Any layout.
     target : array_like
@@ -197,6 +212,9 @@ def cross_entropy(
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum over rows by the sum of the weights of their classes; for
         probabilities, by the number of rows. "none" returns the loss of every row.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -223,6 +241,11 @@ def cross_entropy(
     batch of padding then changes no sum over batches and no parameter. The sum over rows
     has a fixed order, so the same rows give the same bits with any number of threads.
 
+    Arrays on a CUDA device are all on it, ``weight`` too, and so is the result. Nothing of them
+    is looked at by the host: a class that is out of range, a row that holds no probabilities
+    and a weight that is negative or not finite raise nothing. The row's loss and gradient are
+    NaN, and so is a sum or mean over it; a class out of range is never used as an index.
+
     References
     ----------
     C. Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016
@@ -239,6 +262,11 @@ def cross_entropy(
     >>> numbasoft.cross_entropy(logits, [2, 1], reduction="none")
     array([4.07605964e-01, 1.00000000e+03])
     """
+    if arrays.on_device(stream, logits=logits, target=target, weight=weight):
+        return device_losses().value(
+            device_kernels(), logits, target, stream, axis=axis, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+            temperature=temperature, reduction=reduction,
+        )  # fmt: skip
     rows = checked(
         logits, target, axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction
     )
@@ -257,6 +285,7 @@ def cross_entropy_value_and_grad(
     temperature: float = 1.0,
     reduction: str = "mean",
     out: Array | None = None,
+    stream: Any = None,
 ) -> tuple[Array, Array]:
     r"""``cross_entropy`` and its gradient with respect to the logits, in one go.
 
@@ -270,6 +299,9 @@ def cross_entropy_value_and_grad(
         As given to ``cross_entropy``.
     out : numpy.ndarray, optional
         Where to put the gradient, of the shape and dtype of ``logits``; may be ``logits`` itself.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -287,7 +319,9 @@ def cross_entropy_value_and_grad(
 
     Notes
     -----
-    16-bit logits take one row per thread in float32 as room to work, others none.
+    On the CPU 16-bit logits take one row per thread in float32 as room to work, others none. On a
+    CUDA device there are some 16 bytes for every row, 24 for every class where they have weights, and
+    less than 2 % of the logits where rows are too long for registers.
 
     Examples
     --------
@@ -299,6 +333,11 @@ def cross_entropy_value_and_grad(
     >>> numbasoft.cross_entropy_value_and_grad(np.array([50.0, 0.0]), 0)[1]
     array([-1.92874985e-22,  1.92874985e-22])
     """
+    if arrays.on_device(stream, logits=logits, target=target, weight=weight, out=out):
+        return device_losses().value_and_grad(
+            device_kernels(), logits, target, out, stream, axis=axis, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+            temperature=temperature, reduction=reduction,
+        )  # fmt: skip
     rows = checked(
         logits, target, axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction
     )
@@ -321,6 +360,7 @@ def cross_entropy_backward(
     temperature: float = 1.0,
     reduction: str = "mean",
     out: Array | None = None,
+    stream: Any = None,
 ) -> Array:
     r"""The gradient of a loss with respect to the logits, from that with respect to ``cross_entropy``'s result.
 
@@ -329,18 +369,22 @@ def cross_entropy_backward(
     Parameters
     ----------
     grad : array_like
-        g, of the shape of what ``cross_entropy`` returned.
+        g, of the shape of what ``cross_entropy`` returned; where the logits are on a CUDA device,
+        a number or an array there.
     logits, target : array_like
         As given to ``cross_entropy``.
     lse : array_like, optional
         What ``logsumexp`` gives for the logits, the axis and the temperature, with or without
         the axis. It spares a traversal of the logits. The gradient is then that of the
         ``lse`` as given: its rounding to float32 is worth up to ``abs(lse) / 2`` ULP. With
-        class probabilities it is not needed and not used.
+        class probabilities, and on a CUDA device, it is not needed and not used.
     axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction :
         As given to ``cross_entropy``.
     out : numpy.ndarray, optional
         Where to put the result, of the shape and dtype of ``logits``; may be ``logits`` itself.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -360,6 +404,12 @@ def cross_entropy_backward(
     >>> numbasoft.cross_entropy_backward(1.0, x, 2, lse=numbasoft.logsumexp(x))
     array([ 0.09003057,  0.24472847, -0.33475904])
     """
+    of_grad = None if isinstance(grad, numbers.Real) else grad  # a number goes with arrays of any place
+    if arrays.on_device(stream, logits=logits, target=target, grad=of_grad, lse=lse, weight=weight, out=out):
+        return device_losses().backward(
+            device_kernels(), grad, logits, target, lse, out, stream, axis=axis, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+            temperature=temperature, reduction=reduction,
+        )  # fmt: skip
     rows = checked(
         logits, target, axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction
     )
@@ -424,6 +474,7 @@ def token_log_probs(
     *,
     axis: int = -1,
     temperature: float = 1.0,
+    stream: Any = None,
 ) -> Array:
     r"""The log-probability of one class, or token, per row: log_softmax at the given places only.
 
@@ -431,7 +482,7 @@ def token_log_probs(
 
     Parameters
     ----------
-    logits : array_like
+    logits : array_like, or an array on a CUDA device
         x, of dtype float16, bfloat16, float32 or float64, which the result keeps; bool and
         integers are computed in float64. Any layout.
     ids : array_like of int
@@ -440,6 +491,9 @@ def token_log_probs(
         The axis of the classes.
     temperature : float, default 1.0
         T, positive and finite.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -449,7 +503,8 @@ def token_log_probs(
     Raises
     ------
     TypeError, ValueError, numpy.exceptions.AxisError
-        As ``cross_entropy``; no class is ignored.
+        As ``cross_entropy``; no class is ignored. On a CUDA device an id that is out of range
+        raises nothing and gives NaN.
 
     Examples
     --------
@@ -458,6 +513,12 @@ def token_log_probs(
     >>> numbasoft.token_log_probs(np.array([[1.0, 2.0, 3.0], [50.0, 0.0, 0.0]]), [2, 0])
     array([-4.07605964e-01, -3.85749970e-22])
     """
+    if arrays.on_device(stream, logits=logits, ids=ids):
+        return device_losses().value(
+            device_kernels(), logits, ids, stream, axis=axis, weight=None, ignore_index=None,
+            label_smoothing=0.0, z_loss=0.0, temperature=temperature, reduction="none",
+            names=("logits", "ids"), only_classes=True, sign=-1.0, has_ignored=False,
+        )  # fmt: skip
     rows = checked(logits, ids, axis, None, NO_CLASS, 0.0, 0.0, temperature, "none", ("logits", "ids"), True)
     return rows.reduced(0.0 - losses(rows, None, None))
 
@@ -514,6 +575,7 @@ def nll_loss(
     weight: ArrayLike | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    stream: Any = None,
 ) -> Array:
     r"""The negative log-likelihood of class indices, from log-probabilities.
 
@@ -521,7 +583,7 @@ def nll_loss(
 
     Parameters
     ----------
-    log_probs : array_like
+    log_probs : array_like, or an array on a CUDA device
         What ``log_softmax`` returned; floats of any layout, whose dtype the result keeps.
     target : array_like of int
         The class of each row, of the shape of ``log_probs`` without ``axis``.
@@ -529,6 +591,9 @@ def nll_loss(
         The axis of the classes.
     weight, ignore_index, reduction :
         As given to ``cross_entropy``.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -538,7 +603,8 @@ def nll_loss(
     Raises
     ------
     TypeError, ValueError, numpy.exceptions.AxisError
-        As ``cross_entropy``.
+        As ``cross_entropy``; on a CUDA device a class out of range, or a weight that is none, raises
+        nothing and gives NaN.
 
     Examples
     --------
@@ -547,6 +613,9 @@ def nll_loss(
     >>> numbasoft.nll_loss(np.log([[0.25, 0.75], [0.5, 0.5]]), [1, 0], reduction="none")
     array([0.28768207, 0.69314718])
     """
+    if arrays.on_device(stream, log_probs=log_probs, target=target, weight=weight):
+        options = axis, weight, ignore_index, reduction
+        return device_losses().picked(device_kernels(), None, log_probs, target, stream, *options)
     rows, index, counts = picked(log_probs, target, axis, weight, ignore_index, reduction)
     loss = np.zeros(rows.target.size)
     if loss.size:
@@ -564,6 +633,7 @@ def nll_loss_backward(
     weight: ArrayLike | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    stream: Any = None,
 ) -> Array:
     r"""The gradient of a loss with respect to the log-probabilities, from that with respect to ``nll_loss``'s result.
 
@@ -572,11 +642,15 @@ def nll_loss_backward(
     Parameters
     ----------
     grad : array_like
-        g, of the shape of what ``nll_loss`` returned.
+        g, of the shape of what ``nll_loss`` returned; where ``log_probs`` is on a CUDA device, a
+        number or an array there.
     log_probs, target : array_like
         As given to ``nll_loss``.
     axis, weight, ignore_index, reduction :
         As given to ``nll_loss``.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -596,6 +670,10 @@ def nll_loss_backward(
     array([[ 0. , -0.5],
            [-0.5,  0. ]])
     """
+    of_grad = None if isinstance(grad, numbers.Real) else grad
+    if arrays.on_device(stream, log_probs=log_probs, target=target, weight=weight, grad=of_grad):
+        options = axis, weight, ignore_index, reduction
+        return device_losses().picked(device_kernels(), grad, log_probs, target, stream, *options)
     rows, index, counts = picked(log_probs, target, axis, weight, ignore_index, reduction)
     g = rows.per_row(checks.upstream(grad, rows.reduction, rows.outer, rows.axis))
     result = np.zeros(rows.x.shape, rows.dtype)

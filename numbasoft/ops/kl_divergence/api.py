@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -35,6 +36,7 @@ def kl_divergence(
     axis: int = -1,
     temperature: float = 1.0,
     reduction: str = "mean",
+    stream: Any = None,
 ) -> Array:
     r"""The Kullback-Leibler divergence of two softmaxes, from their logits.
 
@@ -43,7 +45,7 @@ def kl_divergence(
 
     Parameters
     ----------
-    p_logits : array_like
+    p_logits : array_like, or an array on a CUDA device
         x, the logits of p: in distillation the teacher's. Of dtype float16, bfloat16, float32
         or float64, which the result keeps; bool and integers are computed in float64.
     q_logits : array_like
@@ -54,6 +56,9 @@ def kl_divergence(
         T, positive and finite, for both.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum over rows by their number; of no rows it is 0.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -79,6 +84,12 @@ def kl_divergence(
     >>> numbasoft.kl_divergence(np.log([[0.5, 0.5], [0.25, 0.75]]), np.log([[0.5, 0.5], [0.5, 0.5]]), reduction="none")
     array([0.        , 0.13081204])
     """
+    if arrays.on_device(stream, p_logits=p_logits, q_logits=q_logits):
+        arrays.device_calls()
+        from ...cuda import divergence as device
+        from .cuda import FORWARD
+
+        return device.forward(FORWARD, p_logits, q_logits, axis, temperature, reduction, stream)
     x, y, dtype, axis, t, outer = checked(p_logits, q_logits, axis, temperature, reduction)
     compute = computing_dtype(dtype, t)
     wide = is_wide(compute)
@@ -107,6 +118,7 @@ def kl_divergence_backward(
     temperature: float = 1.0,
     reduction: str = "mean",
     out: Array | None = None,
+    stream: Any = None,
 ) -> Array:
     r"""The gradient of a loss with respect to q's logits, from that with respect to ``kl_divergence``'s result.
 
@@ -115,13 +127,16 @@ def kl_divergence_backward(
     Parameters
     ----------
     grad : array_like
-        g, of the shape of what ``kl_divergence`` returned.
+        g, of the shape of what ``kl_divergence`` returned; where the logits are on a CUDA device, there.
     p_logits, q_logits : array_like
         As given to ``kl_divergence``.
     axis, temperature, reduction :
         As given to ``kl_divergence``.
     out : numpy.ndarray, optional
         Where to put the result, of the shape and dtype of ``q_logits``; may be ``q_logits`` itself.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -140,6 +155,12 @@ def kl_divergence_backward(
     >>> numbasoft.kl_divergence_backward(1.0, np.log([0.25, 0.75]), np.zeros(2))
     array([ 0.25, -0.25])
     """
+    if arrays.on_device(stream, grad=grad, p_logits=p_logits, q_logits=q_logits, out=out):
+        arrays.device_calls()
+        from ...cuda import divergence as device
+        from .cuda import BACKWARD
+
+        return device.backward(BACKWARD, grad, p_logits, q_logits, axis, temperature, reduction, out, stream)
     x, y, dtype, axis, t, outer = checked(p_logits, q_logits, axis, temperature, reduction)
     g = checks.upstream(grad, reduction, outer, axis)
     if out is None:

@@ -14,7 +14,6 @@ from ...cuda.backend import (
     gatherer,
     largest_lane,
     loader,
-    mask_of,
     maximum,
     number,
     power_of_two_above,
@@ -23,8 +22,9 @@ from ...cuda.backend import (
     storer,
     vector_of,
 )
-from ...cuda.elementary import arithmetic_of, parts_of, two_sum
+from ...cuda.elementary import arithmetic_of, parts_of
 from ...cuda.geometry import ITEMSIZE, LAST_VECTORS, SEGMENT_VECTORS, STRIDED_LANES, segment_length
+from ...cuda.logs import logarithms
 from ...cuda.masked import masked_gatherer, masked_loader
 from ...cuda.operations import Backward, Forward
 from ...cuda.signatures import address, number_type, signature, size, whole
@@ -51,38 +51,6 @@ from ...cuda.team import (
 )
 
 INFINITY, NAN = float("inf"), float("nan")
-
-
-@lru_cache
-def logarithms(storage):
-    """Loop 5 for a thread's elements, and what it needs once for every row."""
-    a = arithmetic_of(storage)
-    shift_of, exponential, log_of_sum = a.shift_of, a.exponential, a.log_of_sum
-    is_short = storage in ("f2", "b2")
-
-    @jit.device
-    def log_of_row(m, second, maxima, total, high, low):
-        """The log of the sum relative to the maximum, in two parts; NaN where there is no finite answer."""
-        e = exponential(second, shift_of(m, high, low), high, low)
-        log, lost = log_of_sum(m, maxima - 1, total, e)
-        return select(absolute(m) < INFINITY, log, NAN), lost
-
-    @jit.device
-    def logarithm(v, m, inverse, inverse_rest, log, is_empty):
-        """(v - m) / T - log, the difference and log in two parts each, so nothing is lost near 0."""
-        # quarters: v - m may overflow though its quotient by T does not
-        d, lost = two_sum(v * 0.25, m * -0.25)
-        y = fma(d, inverse * 4.0, 0.0 - log[0])
-        rest = fma(d, inverse_rest * 4.0, fma(lost, inverse * 4.0, 0.0 - log[1]))
-        return select(mask_of(is_empty), -INFINITY, select(y == -INFINITY, y, y + rest))
-
-    @jit.device
-    def short_logarithm(v, m, inverse, inverse_rest, log, is_empty):
-        """As ``logarithm``, for results of 16 bits."""
-        y = fma(fma(v, 0.25, m * -0.25), inverse * 4.0, 0.0 - log[0])
-        return select(mask_of(is_empty), -INFINITY, y)
-
-    return log_of_row, short_logarithm if is_short else logarithm
 
 
 @lru_cache

@@ -7,9 +7,7 @@ from numba.cuda import types
 
 from ...cuda import jit
 from ...cuda.backend import (
-    absolute,
     count,
-    fma,
     gatherer,
     largest_lane,
     loader,
@@ -22,8 +20,9 @@ from ...cuda.backend import (
     vector_of,
     writer,
 )
-from ...cuda.elementary import arithmetic_of, parts_of, two_sum
+from ...cuda.elementary import arithmetic_of, parts_of
 from ...cuda.geometry import ITEMSIZE, STRIDED_LANES
+from ...cuda.logs import results
 from ...cuda.masked import masked_gatherer, masked_loader
 from ...cuda.operations import Forward
 from ...cuda.signatures import address, number_type, signature, size, whole
@@ -42,26 +41,6 @@ from ...cuda.team import (
 )
 
 INFINITY, NAN = float("inf"), float("nan")
-
-
-@lru_cache
-def results(storage):
-    """Loop 4, and the maximum added to it."""
-    a = arithmetic_of(storage)
-    shift_of, exponential, log_of_sum = a.shift_of, a.exponential, a.log_of_sum
-
-    @jit.device
-    def result_of(m, second, maxima, total, high, low, inverse, inverse_rest):
-        """m / T + log(sum); an infinite m is the result."""
-        e = exponential(second, shift_of(m, high, low), high, low)
-        log, log_rest = log_of_sum(m, maxima - 1, total, e)
-        product = m * inverse
-        s, lost = two_sum(product, log)
-        lost = lost + (fma(m, inverse_rest, fma(m, inverse, 0.0 - product)) + log_rest)
-        s = select(lost == lost, s + lost, s)
-        return select(absolute(m) == INFINITY, m, s)
-
-    return result_of
 
 
 @lru_cache

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ... import checks, elementary
+from ... import arrays, checks, elementary
 from ...arrays import Array
 from ...elementwise import over_elements
 from ...launch import is_wide, launch
 from . import cpu
 
 
-def sigmoid(x: ArrayLike, *, out: Array | None = None) -> Array:
+def sigmoid(x: ArrayLike, *, out: Array | None = None, stream: Any = None) -> Array:
     r"""The logistic function, which is the softmax of (x, 0) in its first element.
 
     .. math:: y = \frac{1}{1 + \exp(-x)}
 
     Parameters
     ----------
-    x : array_like
+    x : array_like, or an array on a CUDA device
         Logits of dtype float16, bfloat16, float32 or float64, which the result keeps;
         bool and integers are computed in float64.
     out : numpy.ndarray, optional
         Where to put the result, of its shape and dtype; may be ``x`` itself.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -45,6 +50,12 @@ def sigmoid(x: ArrayLike, *, out: Array | None = None) -> Array:
     >>> numbasoft.sigmoid(np.array([-1000.0, 0.0, 2.0]))
     array([0.        , 0.5       , 0.88079708])
     """
+    if arrays.on_device(stream, x=x, out=out):
+        arrays.device_calls()
+        from ...cuda.elementwise import alike
+        from .cuda import FORWARD
+
+        return alike(FORWARD, {"x": x}, out, stream, lambda storage: elementary.scale(1.0, storage == "f8"))
     x = checks.array(x, "x")
     y = output(x, checks.result_dtype(x.dtype, "x"), out, [("x", x)])
     high, low = elementary.scale(1.0, is_wide(y.dtype))
@@ -57,7 +68,7 @@ def sigmoid(x: ArrayLike, *, out: Array | None = None) -> Array:
     return y
 
 
-def sigmoid_backward(grad: ArrayLike, y: ArrayLike, *, out: Array | None = None) -> Array:
+def sigmoid_backward(grad: ArrayLike, y: ArrayLike, *, out: Array | None = None, stream: Any = None) -> Array:
     r"""The gradient of a loss with respect to x, from that with respect to sigmoid's result.
 
     .. math:: dx = g\, y\, (1 - y)
@@ -70,6 +81,9 @@ def sigmoid_backward(grad: ArrayLike, y: ArrayLike, *, out: Array | None = None)
         What ``sigmoid`` returned.
     out : numpy.ndarray, optional
         Where to put the result, of the shape and dtype of ``y``; may be ``grad`` or ``y`` itself.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -88,6 +102,12 @@ def sigmoid_backward(grad: ArrayLike, y: ArrayLike, *, out: Array | None = None)
     >>> numbasoft.sigmoid_backward(np.array([1.0, 2.0]), np.array([0.5, 0.25]))
     array([0.25 , 0.375])
     """
+    if arrays.on_device(stream, grad=grad, y=y, out=out):
+        arrays.device_calls()
+        from ...cuda.elementwise import alike
+        from .cuda import BACKWARD
+
+        return alike(BACKWARD, {"grad": grad, "y": y}, out, stream)
     grad, y = checks.array(grad, "grad"), checks.array(y, "y")
     dtype = checks.result_dtype(y.dtype, "y")
     checks.same_shape(grad, "grad", y, "y")
@@ -102,17 +122,20 @@ def sigmoid_backward(grad: ArrayLike, y: ArrayLike, *, out: Array | None = None)
     return dx
 
 
-def logit(p: ArrayLike, *, out: Array | None = None) -> Array:
+def logit(p: ArrayLike, *, out: Array | None = None, stream: Any = None) -> Array:
     r"""The inverse of ``sigmoid``: the logarithm of the odds.
 
     .. math:: x = \log \frac{p}{1 - p}
 
     Parameters
     ----------
-    p : array_like
+    p : array_like, or an array on a CUDA device
         Probabilities, of a dtype as for ``sigmoid``.
     out : numpy.ndarray, optional
         Where to put the result, of the shape and dtype of ``p``; may be ``p`` itself.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -131,6 +154,12 @@ def logit(p: ArrayLike, *, out: Array | None = None) -> Array:
     >>> numbasoft.logit(np.array([0.0, 0.5, 0.75, 1.0]))
     array([      -inf, 0.        , 1.09861229,        inf])
     """
+    if arrays.on_device(stream, p=p, out=out):
+        arrays.device_calls()
+        from ...cuda.elementwise import alike
+        from .cuda import LOGIT
+
+        return alike(LOGIT, {"p": p}, out, stream)
     p = checks.array(p, "p")
     x = output(p, checks.result_dtype(p.dtype, "p"), out, [("p", p)])
     computing = np.dtype(np.float32) if x.itemsize == 2 else x.dtype
