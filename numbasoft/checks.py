@@ -16,7 +16,7 @@ def array(value, name):
     """The argument as a plain array; lists and scalars are taken as NumPy takes them."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
-            f"{name} is a masked array, but must be a plain one: its filled(-np.inf), or its data with where=~mask"
+            f"{name} is a masked array, but must be a plain one: what its filled() gives, or its data, with where=~mask where a function takes that"
         )
     if hasattr(value, "__cuda_array_interface__"):
         raise TypeError(f"{name} is an array on a CUDA device; this function takes arrays on the CPU only")

@@ -31,7 +31,7 @@ import numba
 import numpy as np
 from numba.core import config, serialize
 from numba.core.bytecode import FunctionIdentity
-from numba.core.codegen import Codegen, JITCodeLibrary
+from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
 from numba.core.compiler import CompilerBase, CompileResult, DefaultPassBuilder
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.compiler_machinery import LoweringPass, register_pass
@@ -144,9 +144,8 @@ def parallel_loops_as_we_need():
     tests/test_reproducibility.py has wrong last elements. And it optimises the loop's body four
     times, as a function, in two wrappers and in the kernel, of which the last is run.
     """
-
     with global_compiler_lock:
-        create_library = Codegen.create_library
+        create_library = JITCPUCodegen.create_library
         create_gufunc = parfor_lowering._create_gufunc_for_parfor_body
         parameters = inspect.signature(create_gufunc)
 
@@ -160,12 +159,12 @@ def parallel_loops_as_we_need():
             given.arguments["has_aliases"] = True
             return create_gufunc(*given.args, **given.kwargs)
 
-        Codegen.create_library = create_inlined
-        parfor_lowering._create_gufunc_for_parfor_body = create_with_aliases
         try:
+            JITCPUCodegen.create_library = create_inlined
+            parfor_lowering._create_gufunc_for_parfor_body = create_with_aliases
             yield
         finally:
-            Codegen.create_library = create_library
+            JITCPUCodegen.create_library = create_library
             parfor_lowering._create_gufunc_for_parfor_body = create_gufunc
 
 

@@ -357,7 +357,7 @@ def row_sum(a, a_at, b, b_at, n, factor):
 
 @inline
 def row_sum_and_range(a, a_at, b, b_at, n):
-    """The sum of a[j] over a row as ``row_sum`` has it, and the least and the largest b[j] apart from NaN."""
+    """What ``row_sum`` gives for a factor of 1, and the least and the largest b[j] apart from NaN."""
     length = segment_length(n)
     w = lanes(b)
     total = 0.0
@@ -371,13 +371,14 @@ def row_sum_and_range(a, a_at, b, b_at, n):
         j = first
         while j + w <= first + count:
             v = load(b, b_at + j)
-            part = exact_push(part, load(a, a_at + j))
+            part = exact_push(part, select(v == -np.inf, 0.0, load(a, a_at + j)))
             deepest, most = maximum(0.0 - v, deepest), maximum(v, most)
             j += w
         rest = first + count - j
         if rest > 0:
-            part = exact_push(part, load_part(a, a_at + j, rest, 0.0))
-            deepest = maximum(0.0 - load_part(b, b_at + j, rest, np.inf), deepest)
+            v = load_part(b, b_at + j, rest, np.inf)
+            part = exact_push(part, select(v == -np.inf, 0.0, load_part(a, a_at + j, rest, 0.0)))
+            deepest = maximum(0.0 - v, deepest)
             most = maximum(load_part(b, b_at + j, rest, -np.inf), most)
         total, lost = sum_joined(b, total, lost, sum_end(part))
         first += count

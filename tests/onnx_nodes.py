@@ -20,9 +20,11 @@ def cases(*operators: str) -> list[Any]:
             warnings.simplefilter("ignore")
             from onnx.backend.test.loader import load_model_tests
 
-            np.random.seed(0)  # noqa: NPY002, onnx draws its inputs from this generator
+            before = np.random.get_state()  # noqa: NPY002, onnx draws its inputs from this generator
+            np.random.seed(0)  # noqa: NPY002
             with np.errstate(all="ignore"):
                 loaded = load_model_tests(kind="node")
+            np.random.set_state(before)  # noqa: NPY002
     except ImportError:
         return []
     return [

@@ -194,7 +194,7 @@ def described_by_interface(value, name, home):
         raise TypeError(f"{name} has dtype {dtype}, but must have the byte order of this machine")
     if given.get("mask") is not None:
         raise TypeError(
-            f"{name} is a masked array, but must be a plain one: its filled(-np.inf), or its data with where=~mask"
+            f"{name} is a masked array, but must be a plain one: what its filled() gives, or its data, with where=~mask where a function takes that"
         )
     address, read_only = given["data"]
     return Device(value, name, home, address, given["shape"], given.get("strides"), dtype.name,

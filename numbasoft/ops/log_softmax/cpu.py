@@ -253,7 +253,7 @@ def backward_rows(
         if inverse == 1.0 and SMALL <= abs(total[0]) < LARGE and least >= shift[3] and most <= ABOVE:
             plain_gradients(g, g_at, log_y, at, n, total, shift, high, low, dx, dx_at)
             continue
-        total, size = row_sum(g, g_at, log_y, at, n, 1.0), 1.0
+        size = 1.0
         if not np.isfinite(total[0]):
             total, size = row_sum(g, g_at, log_y, at, n, SMALLER), 1.0 / SMALLER
         gradients_of(g, g_at, log_y, at, n, total, size, shift, high, low, (inverse, inverse_low), dx, dx_at)
@@ -264,7 +264,8 @@ def plain_gradients(g, g_at, log_y, at, n, total, shift, high, low, dx, dx_at):
     """g - exp(log_y) * total over a row none of whose probabilities underflows: the bits of ``gradients_of``."""
     w = lanes(g)
     c = coefficients(filled(g, 0.0))
-    t = two_parts((total[0] / largest(g), total[1] / largest(g)), g)
+    unit = 1.0 / largest(g)
+    t = two_parts((total[0] * unit, total[1] * unit), g)
     shift = without_c(shift)
     j = 0
     while j + w <= n:
