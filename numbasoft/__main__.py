@@ -47,7 +47,7 @@ def count(text: str) -> int:
 def parser() -> Parser:
     top = Parser(
         prog="python -m numbasoft",
-        description="Without a command: what is here, is it right, how fast is it (under two minutes).",
+        description="Without a command: what is here, is it right, how fast is it (about two minutes).",
     )
     form = top.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the report as JSON")
