@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import numbasoft
-from numbasoft import arrays
+from numbasoft import arrays, jit
 
 FEATURES = llvm.get_host_cpu_features()
 
@@ -41,7 +41,7 @@ for dtype in ("float32", "float64", "float16"):
             for signature in dispatcher.signatures:
                 if (name, signature) not in seen:
                     found.setdefault(dtype, []).append(dispatcher.inspect_asm(signature))
-json.dump(found, open(sys.argv[1], "w"))
+print(json.dumps(found))
 """
 
 LIBRARY = re.compile(
@@ -50,15 +50,26 @@ LIBRARY = re.compile(
 )
 
 
+def run_fresh(program, cache):
+    """The last line of a program's output, as JSON, from a process with an empty cache of kernels."""
+    package = str(Path(numbasoft.__file__).parents[1])
+    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "NUMBA_NUM_THREADS": "2", "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.fixture(scope="module")
 def assembly(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("assembly")
-    environment = dict(os.environ, NUMBA_CACHE_DIR=str(folder))
-    package = str(Path(numbasoft.__file__).parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [environment.get("PYTHONPATH")])])
-    target = folder / "assembly.json"
-    subprocess.run([sys.executable, "-c", ASSEMBLY, str(target)], env=environment, check=True, timeout=300)
-    return json.loads(target.read_text())
+    return run_fresh(ASSEMBLY, tmp_path_factory.mktemp("assembly"))
 
 
 @pytest.mark.parametrize(("dtype", "suffix"), [("float32", "ps"), ("float64", "pd"), ("float16", "ps")])
@@ -157,3 +168,72 @@ def test_few_long_rows_are_shared_by_threads(name, monkeypatch, rng):
     finally:
         numba.set_num_threads(before)
     assert shared == [(1, 200_000), (3, 100_000)]
+
+
+# The short loop is replaced by one that writes a 7, to be seen where it runs.
+MARKED = """
+import json
+import numpy as np
+from numbasoft.jit import inline
+from numbasoft.ops.log_softmax import cpu
+from numbasoft.vector import filled, store_part
+
+@inline
+def marked(g, g_at, log_y, at, n, total, shift, high, low, dx, dx_at):
+    store_part(dx, dx_at, 1, filled(g, 7.0))
+
+cpu.plain_gradients = marked
+import numbasoft
+log_y = numbasoft.log_softmax(np.random.default_rng(0).normal(size=(5, 100)).astype("f4"))
+g = np.ones_like(log_y)
+log_y[1, 5], log_y[2, 5] = -np.inf, -200
+g[3] = 0
+log_y[4, 5] = 50
+dx = numbasoft.log_softmax_backward(g, log_y)
+hot = numbasoft.log_softmax_backward(g, log_y, temperature=2.0)
+print(json.dumps([(dx[:, 0] == 7).tolist(), (hot[:, 0] == 7).tolist()]))
+"""
+
+
+def test_gradients_of_ordinary_rows_take_the_short_loop(tmp_path):
+    plain, hot = run_fresh(MARKED, tmp_path)
+    assert plain == [True, False, False, False, False]
+    assert hot == [False] * 5
+
+
+COMPILED = """
+import json
+import numpy as np
+import numbasoft
+from numbasoft import jit
+
+optimised = []
+finalize = jit.JITCodeLibrary._finalize_final_module
+
+def finalize_and_note(library):
+    optimised.append(library.name)
+    return finalize(library)
+
+jit.JITCodeLibrary._finalize_final_module = finalize_and_note
+numbasoft.softmax(np.ones((256, 1000), "f4"))
+print(json.dumps(optimised))
+"""
+
+
+def test_helpers_and_parallel_loops_are_made_machine_code_in_kernels_only(tmp_path):
+    if jit.processors() < 2:
+        pytest.skip("needs two processors, for a parallel kernel")
+    names = run_fresh(COMPILED, tmp_path)
+    assert sum("forward_parallel" in name for name in names) == 1
+    assert not [name for name in names if "gufunc" in name.lower() or "row_" in name or "exponential" in name]
+
+
+def test_an_output_with_memory_of_its_own_is_not_compared(monkeypatch):
+    def compared(*arrays):
+        raise AssertionError("may_share_memory")
+
+    x = np.zeros((2, 3), np.float32)
+    monkeypatch.setattr(arrays.np, "may_share_memory", compared)
+    assert arrays.plain_size(x, -1, 1.0, None, np.empty_like(x)) == 6
+    with pytest.raises(AssertionError, match="may_share_memory"):
+        arrays.plain_size(x, -1, 1.0, None, np.empty((3, 3), np.float32)[:2])
