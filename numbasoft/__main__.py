@@ -112,8 +112,11 @@ def convert(arguments) -> int:
 
 
 def report(arguments) -> int:
+    from numbasoft import jit
     from numbasoft.report import run, show
 
+    if arguments.threads and arguments.threads > jit.processors():
+        fail(f"--threads {arguments.threads}: this process may use {jit.processors()} processors")
     if arguments.plot:
         if importlib.util.find_spec("matplotlib") is None:
             fail("--plot needs matplotlib: pip install 'numbasoft[plot]'")

@@ -82,8 +82,11 @@ def row_maximum(x, at, mask, mask_at, n):
 
 
 @inline
-def segment_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead):
-    """Loops 2 and 3 over one segment: exp of every element, kept in e (or None), and their sum."""
+def segment_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead, result=None, result_at=0):
+    """Loops 2 and 3 over one segment: exp of every element, kept in e (or None), and their sum.
+
+    ``result`` is what a later loop writes, if that is not e: its lines are asked for here.
+    """
     total = sum_start(filled(x, 0.0))
     block = block_in(e, stack_block(x, BLOCK))
     c = coefficients(filled(x, 0.0))
@@ -98,6 +101,7 @@ def segment_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahe
             prefetch(x, at + j + ahead)
             v = exponential(load_kept(x, at + j, mask, mask_at + j), shift, high, low, c)
             prefetch_to_write(e, e_at + j + ahead)
+            prefetch_to_write(result, result_at + j)
             store(block, k, v)
             j += w
             k += w
@@ -143,20 +147,22 @@ def without_c_by_type(shift):
 
 
 @inline
-def row_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead):
-    """Loops 2 and 3 over a row: exp of every element into e, and their sum in two parts."""
+def row_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead, result=None, result_at=0):
+    """Loops 2 and 3 over a row, as ``segment_exponentials``: the sum in two parts."""
     length = segment_length(n)
     total = 0.0
     lost = 0.0
     j = 0
     while j < n:
-        count = min(length, n - j)
+        count, x_at, m_at, k_at, r_at = min(length, n - j), at + j, mask_at + j, e_at + j, result_at + j
         if shift[0] == 0.0:
             near = without_c(shift)
-            s = segment_exponentials(x, at + j, mask, mask_at + j, count, e, e_at + j, near, high, low, ahead)
+            s = segment_exponentials(
+                x, x_at, mask, m_at, count, e, k_at, near, high, low, ahead, result, r_at
+            )
         else:
             s = segment_exponentials(
-                x, at + j, mask, mask_at + j, count, e, e_at + j, shift, high, low, ahead
+                x, x_at, mask, m_at, count, e, k_at, shift, high, low, ahead, result, r_at
             )
         total, lost = sum_joined(x, total, lost, s)
         j += count

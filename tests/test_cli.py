@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import numbasoft
+from numbasoft import jit
 from numbasoft.__main__ import main
 from numbasoft.report import accuracy, files, oracle, rivals, run, show, terminal, workloads
 
@@ -21,6 +22,7 @@ ENVIRONMENT = os.environ | {
         [str(Path(numbasoft.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     )
 }
+THREADS = min(2, jit.processors())
 DTYPES = [name for name, reason in accuracy.available().items() if reason is None]
 
 
@@ -165,7 +167,7 @@ def test_a_wrong_function_does_not_pass():
 @pytest.fixture(scope="module")
 def quick():
     """One quick run of the whole command."""
-    ran = python("-m", "numbasoft", "--quick", "--json", "--threads", "2")
+    ran = python("-m", "numbasoft", "--quick", "--json", "--threads", str(THREADS))
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr
     assert ran.stderr == ""
     return json.loads(ran.stdout)
@@ -174,7 +176,7 @@ def quick():
 def test_report_says_what_is_here(quick):
     here = quick["environment"]
     assert {"numbasoft", "numba", "llvmlite", "numpy", "python", "cpu", "vector", "system"} <= set(here)
-    assert here["threads"] == 2
+    assert here["threads"] == THREADS
     assert here["threading_layer"] in ("tbb", "omp", "workqueue")
     assert here["cuda"]["device"] is None or here["cuda"]["reason"]
     assert set(here["rivals"]) == {r.name for r in rivals.RIVALS}
@@ -192,7 +194,7 @@ def test_report_checks_every_function_and_dtype(quick):
 
 def test_report_times_every_installed_library(quick):
     part = quick["speed"]
-    assert part["threads"] == 2
+    assert part["threads"] == THREADS
     assert part["problems"] == {}
     for row in part["rows"]:
         assert row["bytes_moved"] > 0
@@ -243,7 +245,14 @@ def test_plot_into_a_missing_directory_is_refused_at_once(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--threads", "0"], ["--threads", "two"], ["--json", "--markdown"], ["--fast"], ["hardmax", "a", "b"]],
+    [
+        ["--threads", "0"],
+        ["--threads", "two"],
+        ["--threads", "100000"],
+        ["--json", "--markdown"],
+        ["--fast"],
+        ["hardmax", "a", "b"],
+    ],
 )
 def test_wrong_arguments(capsys, arguments):
     failure(capsys, *arguments)

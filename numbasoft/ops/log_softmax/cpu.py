@@ -95,8 +95,10 @@ def forward_rows(
         # loops 2 and 3: the sum of exp of every element after the shift
         for r in range(count):
             shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
-            at, mask_at = row_at(x, i + r), row_at(mask, i + r)
-            total[r], lost[r] = row_exponentials(x, at, mask, mask_at, n, None, 0, shift, high, low, ahead)
+            at, mask_at, y_at = row_at(x, i + r), row_at(mask, i + r), row_at(y, i + r)
+            total[r], lost[r] = row_exponentials(
+                x, at, mask, mask_at, n, None, 0, shift, high, low, ahead, y, y_at
+            )
 
         # loop 4: the logarithm of every sum
         logarithms_of_sums(total, lost, maximum, count, x, logarithm)
