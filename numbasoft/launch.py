@@ -15,6 +15,9 @@ PARALLEL = 1 << 15
 # ... and below this sharing rows costs more: threads wait for each other between the loops.
 SHARED = 3 << 15
 
+# So few rows, whatever their length, are done one by one.
+FEWEST = 8
+
 # 16-bit rows longer than this get no room for their exponentials: those are computed twice.
 LONGEST_WORK = 1 << 18
 
@@ -72,6 +75,11 @@ def split_rows(rows, n):
     """Whether rows are to be shared by threads: few and long, and not the same number for every thread."""
     threads = jit.threads()
     return n > SEGMENT and rows * n >= SHARED and 1 < threads and rows < 2 * threads and rows != threads
+
+
+def are_narrow(x, mask=None):
+    """Whether rows are so short and so many that a lane is better used for a row (see numbasoft.narrow)."""
+    return mask is None and x.shape[1] <= (8 if x.itemsize == 8 else 16) and x.shape[0] >= FEWEST
 
 
 def segments_of(rows, n):

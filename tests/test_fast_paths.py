@@ -170,6 +170,26 @@ def test_few_long_rows_are_shared_by_threads(name, monkeypatch, rng):
     assert shared == [(1, 200_000), (3, 100_000)]
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 16), ("float16", 16), ("float64", 8)])
+def test_many_short_rows_are_done_a_lane_each(name, dtype, most, monkeypatch, rng):
+    api = importlib.import_module(f"numbasoft.ops.{name}.api")
+    taken = []
+    launch = api.launch
+
+    def seen(kernel, *rest):
+        taken.append(kernel.__name__)
+        launch(kernel, *rest)
+
+    monkeypatch.setattr(api, "launch", seen)
+    for shape, is_narrow in (
+        ((200, 1), True), ((200, most), True), ((130, 2), True), ((200, most + 1), False), ((7, most), False),
+    ):  # fmt: skip
+        taken.clear()
+        getattr(numbasoft, name)(rng.standard_normal(shape).astype(dtype))
+        assert ("narrow" in taken) == is_narrow, shape
+
+
 # The short loop is replaced by one that writes a 7, to be seen where it runs.
 MARKED = """
 import json

@@ -17,7 +17,7 @@ def side(array):
 @intrinsic
 def block_side(typingctx, array):
     """How many elements of an array are 16 bytes: ``transpose_block`` takes twice as many rows."""
-    if not isinstance(array, types.Array) or not isinstance(array.dtype, types.Integer):
+    if not isinstance(array, types.Array) or not isinstance(array.dtype, (types.Integer, types.Float)):
         return None
     return types.intp(array), lambda context, builder, sig, args: context.get_constant(
         types.intp, side(array)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary
 from ...arrays import Array, Axis
-from ...launch import computing_dtype, is_wide, launch, segments_of, shared_work, split_rows
+from ...launch import are_narrow, computing_dtype, is_wide, launch, segments_of, shared_work, split_rows
 from . import cpu
 
 
@@ -102,6 +102,9 @@ def log_softmax(
 
 def forward(x, mask, y, factors):
     """log_softmax of the rows of x into y."""
+    if are_narrow(x, mask) and factors[2:] == (1.0, 0.0):
+        launch(cpu.narrow, cpu.narrow_parallel, x.dtype, (x, *factors[:2]), (y,), x.shape[0], x.size)
+        return
     if split_rows(*x.shape):
         split_forward(x, mask, y, factors)
         return
@@ -202,8 +205,10 @@ def backward(g, log_y, dx, *factors):
     if split_rows(*log_y.shape):
         split_backward(g, log_y, dx, factors)
         return
-    inputs = (g, log_y, *factors)
-    launch(cpu.backward, cpu.backward_parallel, g.dtype, inputs, (dx,), log_y.shape[0], log_y.size)
+    run = cpu.backward, cpu.backward_parallel
+    if are_narrow(g):
+        run = cpu.narrow_backward, cpu.narrow_backward_parallel
+    launch(*run, g.dtype, (g, log_y, *factors), (dx,), g.shape[0], g.size)
 
 
 def split_backward(g, log_y, dx, factors):

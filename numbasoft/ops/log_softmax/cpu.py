@@ -6,8 +6,17 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from ...elementary import coefficients, exponential, largest
+from ...elementary import coefficients, exponential, largest, shift_of
 from ...jit import INLINE, inline, kernel, parallel_kernel
+from ...narrow import (
+    MOST,
+    columns_of,
+    exponentials_of,
+    logarithms_of_rows,
+    maxima_of,
+    rows_of,
+    sums_of_columns,
+)
 from ...passes import (
     filled_if_empty,
     row_differences,
@@ -50,12 +59,14 @@ from ...vector import (
     lanes,
     load,
     load_part,
+    max_across,
     maximum,
     narrowed,
     row_at,
     select,
     splat,
     stack_array,
+    stack_block,
     store,
     store_part,
     widened,
@@ -150,6 +161,53 @@ def forward_parallel(x, mask, high, low, inverse_high, inverse_low, y, blocks):
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
         forward_rows(x, mask, high, low, inverse_high, inverse_low, start, stop, y)
+
+
+@inline
+def narrow_rows(
+    x,  # IN   (rows, n) no longer than a vector
+    high,  # IN   log2(e) in two parts: T is 1
+    low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    y,  # OUT  (rows, n)
+):
+    n, w = x.shape[1], lanes(x)
+    columns, e = stack_block(x.dtype, MOST), stack_block(x, MOST)
+    top, logarithm = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second = stack_array(x, ROWS), stack_array(x, ROWS)
+    for i in range(start, stop, w):
+        columns_of(x, i, stop - i, columns)
+
+        # loop 1: the maximum of every row
+        m = maxima_of(columns, n)
+
+        # loops 2 to 4: exp of every element after the shift, the sum of every row and its logarithm
+        exponentials_of(columns, n, shift_of(m, high, low), high, low, e)
+        logarithms_of_rows(columns, e, n, m, top, logarithm)
+        for r in range(w):
+            if top[r] == np.inf:
+                logarithm[r] = np.nan
+        subtrahends(top, logarithm, w, first, second)
+
+        # loop 5: the maximum and the logarithm of the sum subtracted from every element
+        one, two = load(first, 0), load(second, 0)
+        for at in range(0, n * w, w):
+            store(columns, at, (load(columns, at) - one) - two)
+        rows_of(columns, y, i, stop - i)
+
+
+@kernel
+def narrow(x, high, low, y):
+    """``forward`` for rows no longer than a vector where T is 1 (see numbasoft.narrow)."""
+    narrow_rows(x, high, low, 0, x.shape[0], y)
+
+
+@parallel_kernel
+def narrow_parallel(x, high, low, y, blocks):
+    rows = x.shape[0]
+    for b in prange(blocks):
+        narrow_rows(x, high, low, b * rows // blocks, (b + 1) * rows // blocks, y)
 
 
 @inline
@@ -408,6 +466,63 @@ def backward_parallel(g, log_y, high, low, inverse, inverse_low, dx, blocks):
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
         backward_rows(g, log_y, high, low, inverse, inverse_low, start, stop, dx)
+
+
+@inline
+def narrow_backward_rows(
+    g,  # IN   (rows, n) no longer than a vector: the gradient with respect to log_y
+    log_y,  # IN   (rows, n) what forward gave
+    high,  # IN   log2(e) in two parts
+    low,
+    inverse,  # IN   1 / T in two parts
+    inverse_low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    dx,  # OUT  (rows, n) (g - exp(log_y) * sum g) / T
+):
+    n, w = g.shape[1], lanes(g)
+    of_g, of_log_y = stack_block(g.dtype, MOST), stack_block(g.dtype, MOST)
+    e = stack_block(g, MOST)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second = stack_array(g, ROWS), stack_array(g, ROWS)
+    unit = 1.0 / largest(g)
+    shift = row_shift(log_y, 0.0, high, low)
+    for i in range(start, stop, w):
+        columns_of(g, i, stop - i, of_g)
+        columns_of(log_y, i, stop - i, of_log_y)
+        deepest, most = filled(g, -np.inf), filled(g, -np.inf)
+        for at in range(0, n * w, w):
+            v = load(of_log_y, at)
+            store(e, at, select(v == -np.inf, 0.0, load(of_g, at)))
+            deepest, most = maximum(0.0 - v, deepest), maximum(v, most)
+        sums_of_columns(e, n, False, total, lost)
+        is_plain = inverse == 1.0 and 0.0 - max_across(deepest) >= shift[3] and max_across(most) <= ABOVE
+        for r in range(w):
+            is_plain &= SMALL <= abs(total[r]) < LARGE
+            first[r], second[r] = two_parts((total[r] * unit, lost[r] * unit), g)
+        if not is_plain:
+            backward_rows(g, log_y, high, low, inverse, inverse_low, i, min(i + w, stop), dx)
+            continue
+        exponentials_of(of_log_y, n, without_c(shift), high, low, e)
+        one, two = load(first, 0), load(second, 0)
+        for at in range(0, n * w, w):
+            v = load(e, at)
+            store(of_g, at, fma(v, 0.0 - one, load(of_g, at)) - v * two)
+        rows_of(of_g, dx, i, stop - i)
+
+
+@kernel
+def narrow_backward(g, log_y, high, low, inverse, inverse_low, dx):
+    """``backward`` for rows no longer than a vector (see numbasoft.narrow)."""
+    narrow_backward_rows(g, log_y, high, low, inverse, inverse_low, 0, g.shape[0], dx)
+
+
+@parallel_kernel
+def narrow_backward_parallel(g, log_y, high, low, inverse, inverse_low, dx, blocks):
+    rows = g.shape[0]
+    for b in prange(blocks):
+        start, stop = b * rows // blocks, (b + 1) * rows // blocks
+        narrow_backward_rows(g, log_y, high, low, inverse, inverse_low, start, stop, dx)
 
 
 @inline

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary
 from ...arrays import Array, Axis
-from ...launch import computing_dtype, is_wide, launch, segments_of, shared_work, split_rows
+from ...launch import are_narrow, computing_dtype, is_wide, launch, segments_of, shared_work, split_rows
 from . import cpu
 
 
@@ -109,6 +109,9 @@ def logsumexp(
 
 def forward(x, mask, _, lse, factors):
     """logsumexp of the rows of x into lse."""
+    if are_narrow(x, mask):
+        launch(cpu.narrow, cpu.narrow_parallel, x.dtype, (x, *factors), (lse,), x.shape[0], x.size)
+        return
     if split_rows(*x.shape):
         split_forward(x, mask, lse, factors)
         return

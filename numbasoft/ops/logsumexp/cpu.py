@@ -4,8 +4,9 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from ...elementary import coefficients, exponential, largest, shift_of_lse, two_sum
+from ...elementary import coefficients, exponential, largest, shift_of, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
+from ...narrow import MOST, columns_of, exponentials_of, logarithms_of_rows, maxima_of
 from ...passes import row_exponentials, row_maximum, row_others
 from ...split import (
     blocks_of,
@@ -36,6 +37,7 @@ from ...vector import (
     select,
     splat,
     stack_array,
+    stack_block,
     store,
     store_part,
     widened,
@@ -119,6 +121,48 @@ def forward_parallel(x, mask, high, low, inverse_high, inverse_low, lse, blocks)
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
         forward_rows(x, mask, high, low, inverse_high, inverse_low, start, stop, lse)
+
+
+@inline
+def narrow_rows(
+    x,  # IN   (rows, n) no longer than a vector
+    high,  # IN   log2(e) / T in two parts
+    low,
+    inverse_high,  # IN   1 / T in two parts
+    inverse_low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    lse,  # OUT  (rows,) log sum exp(x / T), float32 for 16-bit x
+):
+    n, w = x.shape[1], lanes(x)
+    columns, e = stack_block(x.dtype, MOST), stack_block(x, MOST)
+    top, logarithm = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    for i in range(start, stop, w):
+        columns_of(x, i, stop - i, columns)
+
+        # loop 1: the maximum of every row
+        m = maxima_of(columns, n)
+
+        # loops 2 to 4: exp of every element after the shift, the sum of every row and its logarithm
+        exponentials_of(columns, n, shift_of(m, high, low), high, low, e)
+        logarithms_of_rows(columns, e, n, m, top, logarithm)
+        sums_of(top, logarithm, w, inverse_high, inverse_low)
+        for r in range(min(w, stop - i)):
+            lse[i + r] = logarithm[r]
+
+
+@kernel
+def narrow(x, high, low, inverse_high, inverse_low, lse):
+    """``forward`` for rows no longer than a vector (see numbasoft.narrow)."""
+    narrow_rows(x, high, low, inverse_high, inverse_low, 0, x.shape[0], lse)
+
+
+@parallel_kernel
+def narrow_parallel(x, high, low, inverse_high, inverse_low, lse, blocks):
+    rows = x.shape[0]
+    for b in prange(blocks):
+        start, stop = b * rows // blocks, (b + 1) * rows // blocks
+        narrow_rows(x, high, low, inverse_high, inverse_low, start, stop, lse)
 
 
 @inline

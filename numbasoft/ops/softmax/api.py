@@ -12,6 +12,7 @@ from ...arrays import Array, Axis
 from ...launch import (
     LONGEST_WORK,
     PARALLEL,
+    are_narrow,
     compiled,
     computing_dtype,
     is_wide,
@@ -25,6 +26,9 @@ from . import cpu
 
 # Up to here a copy of x costs less than NumPy's dispatch of empty_like.
 TINY = 256
+
+# Below this, and in rows longer than any narrow one, there is nothing to choose.
+SMALLEST, WIDEST = 128, 16
 
 # By dtype: the kernel's machine code and log2(e) in two parts, for calls too small to look them up.
 SMALL: dict[np.dtype, Any] = {}
@@ -108,7 +112,7 @@ def softmax(
             y = x.copy() if size <= TINY else np.empty_like(x)
         else:
             y = out
-        if size < PARALLEL:
+        if size < SMALLEST or (size < PARALLEL and x.shape[1] > WIDEST):
             run, high, low = SMALL.get(x.dtype) or small_call(x.dtype)
             run(x, None, None, high, low, y)
         else:
@@ -140,11 +144,14 @@ def softmax(
 def forward(x, mask, y, high, low):
     """softmax of the rows of x into y."""
     rows, n = x.shape
-    narrow = y.itemsize == 2
-    if split_rows(rows, n) or (narrow and n > LONGEST_WORK):
+    if are_narrow(x, mask):
+        launch(cpu.narrow, cpu.narrow_parallel, x.dtype, (x, high, low), (y,), rows, x.size)
+        return
+    is_half = y.itemsize == 2
+    if split_rows(rows, n) or (is_half and n > LONGEST_WORK):
         split_forward(x, mask, y, high, low)
         return
-    work = workspace(min(rows, jit.threads()), n) if narrow else None
+    work = workspace(min(rows, jit.threads()), n) if is_half else None
     inputs = x, mask, work, high, low
     launch(cpu.forward, cpu.forward_parallel, (x.dtype, mask is None), inputs, (y,), rows, x.size)
 
@@ -240,6 +247,10 @@ def softmax_backward(
 
 def backward(g, y, dx, inverse):
     """The gradient of the rows of y into dx."""
+    if are_narrow(y):
+        inputs = g, y, inverse
+        launch(cpu.narrow_backward, cpu.narrow_backward_parallel, y.dtype, inputs, (dx,), y.shape[0], y.size)
+        return
     if split_rows(*y.shape):
         split_backward(g, y, dx, inverse)
         return

@@ -4,7 +4,17 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
+from ...elementary import shift_of
 from ...jit import INLINE, inline, kernel, parallel_kernel
+from ...narrow import (
+    MOST,
+    columns_of,
+    exponentials_of,
+    maxima_of,
+    products_of_columns,
+    rows_of,
+    sums_of_columns,
+)
 from ...passes import (
     filled_if_empty,
     row_dot,
@@ -36,6 +46,7 @@ from ...tiles import (
     shifts,
 )
 from ...vector import (
+    fma,
     lanes,
     load,
     load_part,
@@ -45,6 +56,7 @@ from ...vector import (
     select,
     splat,
     stack_array,
+    stack_block,
     store,
     store_part,
     widened,
@@ -108,6 +120,51 @@ def forward_parallel(x, mask, work, high, low, y, blocks):
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
         forward_rows(x, mask, work, high, low, start, stop, np.int64(b), y)
+
+
+@inline
+def narrow_rows(
+    x,  # IN   (rows, n) no longer than a vector
+    high,  # IN   log2(e) / T in two parts
+    low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    y,  # OUT  (rows, n)
+):
+    n, w = x.shape[1], lanes(x)
+    columns, e = stack_block(x.dtype, MOST), stack_block(x, MOST)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second = stack_array(x, ROWS), stack_array(x, ROWS)
+    for i in range(start, stop, w):
+        columns_of(x, i, stop - i, columns)
+
+        # loop 1: the maximum of every row
+        shift = shift_of(maxima_of(columns, n), high, low)
+
+        # loops 2 and 3: exp of every element after the shift, and the sum of every row
+        exponentials_of(columns, n, shift, high, low, e)
+        sums_of_columns(e, n, True, total, lost)
+        reciprocals(total, lost, w, first, second)
+
+        # loop 4: every element divided by the sum of its row
+        one, two = load(first, 0), load(second, 0)
+        for at in range(0, n * w, w):
+            v = load(e, at)
+            store(columns, at, fma(v, one, v * two))
+        rows_of(columns, y, i, stop - i)
+
+
+@kernel
+def narrow(x, high, low, y):
+    """``forward`` for rows no longer than a vector (see numbasoft.narrow)."""
+    narrow_rows(x, high, low, 0, x.shape[0], y)
+
+
+@parallel_kernel
+def narrow_parallel(x, high, low, y, blocks):
+    rows = x.shape[0]
+    for b in prange(blocks):
+        narrow_rows(x, high, low, b * rows // blocks, (b + 1) * rows // blocks, y)
 
 
 @inline
@@ -260,6 +317,49 @@ def backward_parallel(g, y, inverse, dx, blocks):
     rows = y.shape[0]
     for b in prange(blocks):
         backward_rows(g, y, inverse, b * rows // blocks, (b + 1) * rows // blocks, dx)
+
+
+@inline
+def narrow_backward_rows(
+    g,  # IN   (rows, n) no longer than a vector: the gradient with respect to y
+    y,  # IN   (rows, n) what forward gave
+    inverse,  # IN   1 / T
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    dx,  # OUT  (rows, n) y * (g - sum g y) / T
+):
+    n, w = y.shape[1], lanes(y)
+    of_g, of_y = stack_block(g.dtype, MOST), stack_block(y.dtype, MOST)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second = stack_array(y, ROWS), stack_array(y, ROWS)
+    for i in range(start, stop, w):
+        columns_of(g, i, stop - i, of_g)
+        columns_of(y, i, stop - i, of_y)
+        products_of_columns(of_g, of_y, n, total, lost)
+        is_plain = inverse == 1.0
+        for r in range(w):
+            is_plain &= abs(total[r] + lost[r]) < safe_mean(y)
+            first[r], second[r] = two_parts((total[r], lost[r]), y)
+        if not is_plain:
+            backward_rows(g, y, inverse, i, min(i + w, stop), dx)
+            continue
+        mean = load(first, 0), load(second, 0)
+        for at in range(0, n * w, w):
+            store(of_y, at, gradient(load(of_g, at), load(of_y, at), mean, None))
+        rows_of(of_y, dx, i, stop - i)
+
+
+@kernel
+def narrow_backward(g, y, inverse, dx):
+    """``backward`` for rows no longer than a vector (see numbasoft.narrow)."""
+    narrow_backward_rows(g, y, inverse, 0, y.shape[0], dx)
+
+
+@parallel_kernel
+def narrow_backward_parallel(g, y, inverse, dx, blocks):
+    rows = y.shape[0]
+    for b in prange(blocks):
+        narrow_backward_rows(g, y, inverse, b * rows // blocks, (b + 1) * rows // blocks, dx)
 
 
 @inline

@@ -1,0 +1,191 @@
+"""Rows no longer than a vector, as many at a time as a vector has lanes: a lane for every row.
+
+One vector per row would be nearly empty where rows are short, and to find its maximum and its
+sum takes as many instructions as for a long row. Here a vector is a column: element j of all
+rows. Every addition is one that ``summation`` makes within the vector of a row, in the same
+order, so the bits are those of ``passes``.
+"""
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from .elementary import coefficients, exponential, two_sum
+from .jit import INLINE, inline
+from .summation import ABOVE
+from .tiles import ROWS, log_of_others, logarithms_of_sums
+from .vector import (
+    block_side,
+    filled,
+    fma,
+    lanes,
+    load,
+    maximum,
+    row_at,
+    select,
+    stack_array,
+    stack_block,
+    store,
+    transpose_block,
+    widened,
+)
+
+MOST = 16 * 16  # elements of a group of rows: of 16 rows of 16, or in float64 of 8 rows of 8
+
+
+@inline
+def columns_of(x, i, count, columns):
+    """Copy the rows from i on, ``count`` of them or as many as there are lanes, column by column."""
+    n, w, side = x.shape[1], lanes(x), block_side(x)
+    if count < w:
+        for j in range(n):
+            for r in range(w):
+                columns[j * w + r] = x[i + min(r, count - 1), j]
+    elif n < side:
+        for j in range(n):
+            for r in range(w):
+                columns[j * w + r] = x[i + r, j]
+    else:
+        for start in range(0, n, side):
+            j = min(start, n - side)
+            for r in range(0, w, 2 * side):
+                transpose_block(x, row_at(x, i + r) + j, row_at(x, 1), columns, j * w + r, w)
+
+
+@inline
+def rows_of(columns, y, i, count):
+    """The inverse of ``columns_of``."""
+    n, w, side = y.shape[1], lanes(y), block_side(y)
+    if count < w or n < 2 * side:
+        for r in range(min(count, w)):
+            for j in range(n):
+                y[i + r, j] = columns[j * w + r]
+    else:
+        for start in range(0, n, 2 * side):
+            j = min(start, n - 2 * side)
+            for r in range(0, w, side):
+                transpose_block(columns, j * w + r, w, y, row_at(y, i + r) + j, row_at(y, 1))
+
+
+@inline
+def maxima_of(columns, n):
+    """Loop 1: the maximum of every row."""
+    m = filled(columns, -np.inf)
+    for at in range(0, n * lanes(columns), lanes(columns)):
+        m = maximum(load(columns, at), m)
+    return m
+
+
+@inline
+def exponentials_of(columns, n, shift, high, low, e):
+    """Loop 2: exp of every element after the shift of its row."""
+    c = coefficients(filled(columns, 0.0))
+    for at in range(0, n * lanes(columns), lanes(columns)):
+        store(e, at, exponential(load(columns, at), shift, high, low, c))
+
+
+def sums_of_columns(e, n, is_above, total, lost):
+    """Loop 3: the sum of n elements of every row in two parts, as ``sum_push`` (or ``exact_push``) makes it."""
+
+
+@overload(sums_of_columns, **INLINE)
+def sums_of_columns_by_type(e, n, is_above, total, lost):
+    return sums_64 if e.dtype == types.float64 else sums_32
+
+
+def sums_32(e, n, is_above, total, lost):
+    w = lanes(e)
+    wide = stack_block(np.float64, MOST)
+    for at in range(0, n * w, w):
+        store(wide, at, widened(load(e, at)))
+    add_up_32(wide, n, w, total)
+
+
+def sums_64(e, n, is_above, total, lost):
+    w = lanes(e)
+    high, low = stack_block(np.float64, MOST), stack_block(np.float64, MOST)
+    for at in range(0, n * w, w):
+        v = load(e, at)
+        rounded = (v + ABOVE) - ABOVE if is_above else v
+        store(high, at, rounded)
+        store(low, at, v - rounded)
+    add_up_64(high, low, n, w, total, lost)
+
+
+def products_of_columns(a, b, n, total, lost):
+    """The sum of a[j] * b[j] of every row in two parts, as ``dot_push`` makes it."""
+
+
+@overload(products_of_columns, **INLINE)
+def products_of_columns_by_type(a, b, n, total, lost):
+    return products_64 if b.dtype == types.float64 else products_32
+
+
+def products_32(a, b, n, total, lost):
+    w = lanes(b)
+    wide = stack_block(np.float64, MOST)
+    for at in range(0, n * w, w):
+        store(wide, at, widened(load(a, at)) * widened(load(b, at)))
+    add_up_32(wide, n, w, total)
+
+
+def products_64(a, b, n, total, lost):
+    w = lanes(b)
+    high, low = stack_block(np.float64, MOST), stack_block(np.float64, MOST)
+    for at in range(0, n * w, w):
+        u, v = load(a, at), load(b, at)
+        product = u * v
+        store(high, at, product)
+        store(low, at, fma(u, v, 0.0 - product))
+    add_up_64(high, low, n, w, total, lost)
+
+
+@inline
+def add_up_32(terms, n, w, total):
+    """Half of the columns added to the other half until one is left, as ``sum_across`` does."""
+    half = w // 2
+    while half > 0:
+        for at in range(0, (n - half) * w, 8):
+            store(terms, at, load(terms, at) + load(terms, at + half * w))
+        n = min(n, half)
+        half //= 2
+    for at in range(0, w, 8):
+        store(total, at, load(terms, at))
+
+
+@inline
+def add_up_64(high, low, n, w, total, lost):
+    """As ``sum_of_pairs`` does."""
+    half = w // 2
+    while half > 0:
+        for at in range(0, (n - half) * w, w):
+            s, rounding = two_sum(load(high, at), load(high, at + half * w))
+            store(low, at, (load(low, at) + load(low, at + half * w)) + rounding)
+            store(high, at, s)
+        n = min(n, half)
+        half //= 2
+    store(total, 0, load(high, 0))
+    store(lost, 0, load(low, 0))
+
+
+@inline
+def logarithms_of_rows(columns, e, n, m, top, logarithm):
+    """Loops 3 and 4 of log_softmax: the sum of every row and its logarithm; ``top`` are the maxima m as numbers."""
+    w = lanes(columns)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    maxima = stack_array(columns, ROWS)
+    store(maxima, 0, m)
+    for r in range(w):
+        top[r] = maxima[r]
+    sums_of_columns(e, n, True, total, lost)
+    logarithms_of_sums(total, lost, top, w, e, logarithm)
+    is_special = False
+    for r in range(w):
+        is_special |= logarithm[r] < 0.0
+    if is_special:
+        for at in range(0, n * w, w):
+            store(e, at, select(load(columns, at) == m, 0.0, load(e, at)))
+        sums_of_columns(e, n, False, total, lost)
+        for r in range(w):
+            if logarithm[r] < 0.0:
+                logarithm[r] = log_of_others(total[r], lost[r], e)
