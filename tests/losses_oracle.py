@@ -67,13 +67,13 @@ def expected(
         extra = number(2.0, wide) * z * f.lse * p
         value = (mass * p - q + extra) * g
         scales = [mass * p * g, q * g, extra * g]
-        # where the others tell more: the class of an index target, or that of the largest probability
+        # where the others tell more: the class of an index target, or that of the largest probability, above 1/2
         at = target if np.ndim(target) == 1 else np.asarray(f.shifted.hi if wide else f.shifted).argmax(1)
         here = np.arange(x.shape[1]) == np.asarray(at)[:, None]
         others_p = total(select(~here, f.terms)) / f.s
         elsewhere = total(select(~here, q))
         precise = (elsewhere - mass * others_p + extra) * g
-        is_most = here & (np.ndim(target) == 1 or is_above_half(p, wide))
+        is_most = here & is_above_half(p, wide)
         value = select(is_most, precise) + select(~is_most, value)
         fine = [mass * others_p * g, elsewhere * g, extra * g]
         scales = [

@@ -93,6 +93,21 @@ def test_probabilities_are_within_the_contract(dtype, variant, rng):
             check(cross_entropy(x, target, reduction="none", **chosen), losses, limit, f"loss, {family} {n}")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_target_of_little_weight_is_not_what_the_others_leave(dtype, rng):
+    x = sample("random", rng, 24, 7, dtype)
+    target, weight = classes_of(rng, x), 10.0 ** -np.arange(7)
+    weight[3] = 0
+    for smoothing in 0.1, 1.0:
+        chosen = dict(weight=weight, label_smoothing=smoothing)
+        _, gradients = exact(x, target, **chosen)
+        got = cross_entropy_backward(np.ones(24), x, target, reduction="none", **chosen)
+        check(got, gradients, 4)
+        lse = numbasoft.logsumexp(x)
+        from_lse = cross_entropy_backward(np.ones(24), x, target, lse=lse, reduction="none", **chosen)
+        np.testing.assert_allclose(from_lse, got, rtol=1e-3 if dtype == "float32" else 1e-12)
+
+
 def test_long_rows_lose_nothing(rng):
     dtype = "float32"
     x = sample("random", rng, 3, 300_001, dtype)
@@ -121,6 +136,18 @@ def test_an_infinite_gradient_passes_no_class_that_is_ruled_out():
     for lse in (None, numbasoft.logsumexp(x)):
         got = cross_entropy_backward(np.inf, x, target, lse=lse)
         np.testing.assert_array_equal(got, [[-np.inf, 0, np.inf]])
+
+
+@pytest.mark.parametrize("target", [np.array([0]), np.float32([[1, 0]])], ids=["class", "probabilities"])
+def test_what_is_ruled_out_is_nothing_in_any_gradient(target):
+    x = np.array([[4.0, -np.inf]], np.float32)
+    assert (cross_entropy_backward(1e20, x, target) == 0).all()
+
+
+def test_a_small_weight_brings_back_what_overflows():
+    x = np.array([[1e308, -1e308]])
+    loss = cross_entropy(x, [1], weight=[1, 1e-20], temperature=1e-4, reduction="none")
+    np.testing.assert_allclose(loss, [2e292], rtol=1e-15)
 
 
 def test_a_confident_row_has_a_gradient():

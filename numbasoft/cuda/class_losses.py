@@ -222,8 +222,8 @@ def long_rows(
     source, storage, target = (*of_x, 0, 0, 0, n, segments), loss.storage, loss.target
     shared = of_class[1]
 
-    def step(factory, options, blocks, *arguments):
-        return one(factory, options, blocks, threads, threads, *arguments)
+    def step(factory, options, blocks, *arguments, most=threads):
+        return one(factory, options, blocks, threads, most, *arguments)
 
     result = [
         step(split.maxima, (storage, False), units, *source, work),
@@ -237,9 +237,8 @@ def long_rows(
     arguments = (
         *of_x, loss.tolerance, places, own, spread, segments, units, *factors, *of_class, *unit, work, losses,
     )  # fmt: skip
-    result.append(
-        step(loss.kernels.combine, (storage, target, loss.gradient, loss.loss_storage), loss.rows, *arguments)
-    )
+    options, most = (storage, target, loss.gradient, loss.loss_storage), geometry.loss_combine_bounds(storage)
+    result.append(step(loss.kernels.combine, options, loss.rows, *arguments, most=most))
     if loss.gradient:
         arguments = (
             *of_x, *of_q, places, own, spread, n, segments, units, *factors[:2], shared, work, *of_dx,

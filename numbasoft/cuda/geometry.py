@@ -109,7 +109,12 @@ def column_bounds(storage, heavy):
 
 def loss_column_bounds(storage):
     """Of a cross-entropy's kernel for columns."""
-    return (LOSS_COLUMN_THREADS, 1) if storage == "f8" else LOSS_COLUMN_THREADS
+    return (LOSS_COLUMN_THREADS, 2) if storage == "f8" else LOSS_COLUMN_THREADS
+
+
+def loss_combine_bounds(storage):
+    """Of a cross-entropy's kernel that combines the segments of long rows."""
+    return (SEGMENT_THREADS, 2) if storage == "f8" else SEGMENT_THREADS
 
 
 def sum_bounds(storage, masked, others):

@@ -141,6 +141,25 @@ def test_probabilities_are_within_the_contract(case, rng, few_threads):
         compare(x, distributions(rng, x), f"{family} {n}", **options_of(variant, n, rng))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_target_of_little_weight_is_not_what_the_others_leave(dtype, rng, few_threads):
+    x = sample("random", rng, 4, 5, dtype)
+    target, weight = np.array([x[0].argmax(), 1, 2, 4]), 10.0 ** -np.arange(5)
+    weight[3] = 0
+    compare(x, target, "of little weight", weight=weight, label_smoothing=1.0)
+
+
+def test_probabilities_of_a_sure_teacher(few_threads, monkeypatch):
+    # the others' shares are no part of a sum with the largest one
+    x, q = np.float32([[0, 90, -3]]), np.float32([[1e-10, 1, 3e-11]])
+    compare(x, q, "rows")
+    flipped = [np.ascontiguousarray(a.T) for a in (x, q)]
+    grad = run("cross_entropy_value_and_grad", *flipped, axis=0)[1]
+    np.testing.assert_allclose(grad[1], [1.3e-10], rtol=1e-6)
+    in_segments(monkeypatch, 1)
+    compare(x, q, "segments")
+
+
 @pytest.mark.parametrize("g", [1e-42, 1e-30, 2.0**-16, 65536.0, 1e12, -3e30, 0.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_gradients_of_any_size_are_passed_on(dtype, g, rng, few_threads):

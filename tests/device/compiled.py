@@ -165,7 +165,8 @@ def class_losses(storage):
             yield Kernel(cross_entropy.rows, options, size, geometry.MOST_THREADS, loads, stores)
         most = geometry.loss_column_bounds(storage)
         yield Kernel(cross_entropy.columns, (*kinds, storage), "columns", most)
-        yield Kernel(cross_entropy.combine, (*kinds, storage), "segments", geometry.SEGMENT_THREADS, 0, 0)
+        most = geometry.loss_combine_bounds(storage)
+        yield Kernel(cross_entropy.combine, (*kinds, storage), "segments", most, 0, 0)
         if not is_plain:
             for last in False, True:
                 options = *kinds, last
@@ -221,8 +222,23 @@ def chosen():
             yield from itertools.product(losses(storage), ARCHITECTURES)
         else:
             yield from ((kernel, next(turn)) for kernel in largest_losses(storage)[every // 2 :: every])
+    if not everything:
+        yield from nearest_to_a_spill()
     for options in ("f4", "f4"), ("f8", "b2"), ("u8", "f8"), ("b1", "b1"):
         yield Kernel(copies.copy, options, "copies", copies.THREADS), next(turn)
+
+
+def nearest_to_a_spill():
+    """Kernels of losses that have spilled or been over their budget, for the architecture where they were."""
+    named = {
+        "kl_divergence.forward_columns-f8-f8": (9, 0), "cross_entropy.combine-f4-spread-True-f4": (9, 0),
+        "cross_entropy.columns-f8-weighted-False-f8": (9, 0), "cross_entropy.combine-f8-weighted-True-f8": (10, 0),
+    }  # fmt: skip
+    found = [
+        (kernel, named[kernel.name]) for s in ("f4", "f8") for kernel in losses(s) if kernel.name in named
+    ]
+    assert len(found) == len(named)
+    return found
 
 
 # What counts rows and adds losses, however the rows are computed.

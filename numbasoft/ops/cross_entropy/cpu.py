@@ -137,8 +137,11 @@ def rows_of(
                 own_gradient = 0.0
                 if k != NOBODY:
                     s = total[r] + lost[r]
-                    elsewhere = (whole[r] - share_of(e, q, q_at, weights, spread, k)) + whole_lost[r]
-                    own_gradient = elsewhere - mass * (others[r] / s) + extra * (e_own[r] / s)
+                    share_k = share_of(e, q, q_at, weights, spread, k)
+                    elsewhere = (whole[r] - share_k) + whole_lost[r]
+                    p_k, others_p = told(e, e_own[r], 1) / s, told(e, others[r], n) / s
+                    q_k = share_k if target is None else share_k + own[i + r]
+                    own_gradient = gradient_at(p_k, others_p, q_k, elsewhere, mass, mass_and, extra)
                 row_gradients(
                     e, e_at, n, (first[r], second[r]), (factor, factor_lost),
                     q, q_at, weights, spread, unit, dx, dx_at,
@@ -320,11 +323,12 @@ def value_of_by_type(target, own, i, m, own_logit, inverse, log, far, whole, z, 
 
 
 def value_of_class(target, own, i, m, own_logit, inverse, log, far, whole, z, lse):
-    quarter = (np.float64(m) * 0.25 - own_logit * 0.25) * inverse
+    apart = np.float64(m) * 0.25 - own_logit * 0.25
+    quarter = apart * inverse
     value = own[i] * log
     if own[i] != 0.0:
         # the distance may overflow though its product does not
-        value = own[i] * (quarter * 4.0 + log) if quarter < 2.0**1000 else own[i] * quarter * 4.0
+        value = own[i] * (quarter * 4.0 + log) if quarter < 2.0**1000 else (own[i] * apart) * inverse * 4.0
     if whole != 0.0:
         value += whole * log + far * inverse
     return with_square(value, z, lse)
@@ -377,6 +381,20 @@ def lift_by_type(like):
     wide = getattr(like, "dtype", None) or like.element
     numbers = (2.0**400, 2.0**-1020) if wide == types.float64 else (2.0**60, 2.0**-123)
     return lambda like: numbers
+
+
+@inline
+def told(like, total, n):
+    """The sum of n exponentials, 0 where it may be that of exponentials that count as 0."""
+    return 0.0 if total < n * lift(like)[1] else total
+
+
+@inline
+def gradient_at(p, others, q, elsewhere, mass, mass_and, extra):
+    """mass_and p - q of one class, where others is 1 - p and elsewhere is mass - q: from the smaller terms."""
+    if p > 0.5:
+        return elsewhere - mass * others + extra * p
+    return mass_and * p - q
 
 
 @inline
@@ -480,8 +498,10 @@ def rows_from_lse(
         others += part_from_lse(
             x, at + skipped, n - skipped, shift, high, low, factor, spread, skipped, unit, dx, dx_at + skipped
         )
-        elsewhere = whole - share_of(x, None, 0, None, spread, k)
-        own_gradient = elsewhere - (mass * others - extra * e_own) / largest(x)
+        share_k = share_of(x, None, 0, None, spread, k)
+        p_k, others_p = e_own / largest(x), others / largest(x)
+        q_k, elsewhere = own[i] + share_k, whole - share_k
+        own_gradient = gradient_at(p_k, others_p, q_k, elsewhere, mass, mass + extra, extra)
         store_part(dx, dx_at + k, 1, filled(dx, unit * own_gradient))
 
 

@@ -259,7 +259,7 @@ def classes_of(storage, target, gradient):
 
     @jit.device
     def class_of(x, step, place, kept, weights, shared, spread, mass):
-        """The row's class, its logit, what q has for it alone, and q's sum over the others and over all."""
+        """The row's class, its logit, what q has for it alone and besides, and q's sum over the others and over all."""
         k = read_cell(place)
         inside = max(k, 0)
         logit = read(x + inside * step)
@@ -267,15 +267,14 @@ def classes_of(storage, target, gradient):
         if weights != 0:
             own = read_class(weights + inside * itemsize)
         all_shares = number(kept, 0.0)
-        elsewhere = all_shares
+        here, elsewhere = all_shares, all_shares
         if target == SMOOTHED:
-            all_shares = mass
+            all_shares, here = mass, shared
             elsewhere = mass - shared
         if target == SPREAD:
-            all_shares = read_class(spread - 2 * itemsize)
-            rest = read_class(spread - itemsize)
-            elsewhere = (all_shares - read_class(spread + inside * itemsize)) + rest
-        return k, logit, own, elsewhere, all_shares
+            all_shares, here = read_class(spread - 2 * itemsize), read_class(spread + inside * itemsize)
+            elsewhere = (all_shares - here) + read_class(spread - itemsize)
+        return k, logit, own, here, elsewhere, all_shares
 
     return class_of
 
@@ -344,7 +343,7 @@ def gradients(storage, target):
 
     @jit.device
     def numbers_of(
-        k, m, second, maxima, total, logit, own, elsewhere, shares, lse, z, unit,
+        k, m, second, maxima, total, logit, own, here, elsewhere, shares, lse, z, unit,
         inverse, inverse_rest, high, low,
     ):  # fmt: skip
         # the others' sum relative to the maximum, by ``largest``, and 1 / (maxima + others)
@@ -383,7 +382,7 @@ def gradients(storage, target):
             is_top = is_top & (logit == m)
             e = exponentials(logit, m, select(second > -INFINITY, second, m), high, low)
             p = select(e < 0.0, r, ((e * factor) * (1.0 / largest)) * (1.0 / largest))
-            below = (both * p - own) - (shares - elsewhere)
+            below = (both * p - own) - here
             top_gradient = select(is_top, top_gradient, u * below)
 
         # what of a row has no answer, and what is ignored
@@ -495,9 +494,9 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
         inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
         own, shared, shares, z = vector_of(kept), vector_of(shared), vector_of(mass), vector_of(z)
         k, elsewhere, far = row - row, number(high, 0.0), number(high, 0.0)
-        logit = far
+        logit, here = far, far
         if has_class:
-            k, logit, own, elsewhere, shares = class_of(
+            k, logit, own, here, elsewhere, shares = class_of(
                 at, itemsize, places + row * 8, own, weights, shared, spread, shares
             )
         # a row that is ignored is not read
@@ -528,12 +527,15 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
             total, rest = team_sum(total, team, cells, 6), team_sum(rest, team, cells, 7)
             far = positive_total(most, parts_of(total, rest))
         if not has_class:
-            most = team_maximum(largest_lane(share), team, cells, 12)
-            total, rest = positive_sum_of(select(v < m, share, 0.0), most)
+            part = select(v < m, share, 0.0)
+            most = team_maximum(largest_lane(part), team, cells, 12)
+            total, rest = positive_sum_of(part, most)
             total, rest = team_sum(total, team, cells, 13), team_sum(rest, team, cells, 14)
             elsewhere = positive_total(most, parts_of(total, rest))
-            total, rest = positive_sum_of(select(v < m, 0.0, share), most)
-            total, rest = team_sum(total, team, cells, 15), team_sum(rest, team, cells, 16)
+            part = select(v < m, 0.0, share)
+            most = team_maximum(largest_lane(part), team, cells, 15)
+            total, rest = positive_sum_of(part, most)
+            total, rest = team_sum(total, team, cells, 16), team_sum(rest, team, cells, 17)
             shares = elsewhere + positive_total(most, parts_of(total, rest))
             if target != WEIGHTED:
                 given_sum = shares
@@ -565,7 +567,7 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
             if units != 0:
                 unit = read(units + row * units_pitch)
             numbers = numbers_of(
-                k, m, second, maxima, total, logit, own, elsewhere, shares, lse, z, unit,
+                k, m, second, maxima, total, logit, own, here, elsewhere, shares, lse, z, unit,
                 inverse, inverse_rest, high, low,
             )  # fmt: skip
             is_own = within(at, thread, team, k, k + 1)
@@ -660,7 +662,7 @@ def columns(storage, target, gradient, loss_storage):
         inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
         own, shared, shares, z = vector_of(kept), vector_of(shared), vector_of(mass), vector_of(z)
         k, elsewhere, far = i - i, number(high, 0.0), number(high, 0.0)
-        logit = far
+        logit, here = far, far
         # first of all whether the column holds probabilities: what else is summed needs the registers
         if target == WEIGHTED:
             most_given, least = number(high, -INFINITY), number(high, -INFINITY)
@@ -689,7 +691,7 @@ def columns(storage, target, gradient, loss_storage):
             j += share_count * STRIDED_LANES
         m = column_maximum(m, cells)
         second = number(high, -INFINITY)
-        most, least, most_share = second, second, second
+        most, least, most_others, most_top = second, second, second, second
         maxima = i - i
         j = start
         while j < n:
@@ -700,7 +702,8 @@ def columns(storage, target, gradient, loss_storage):
                 share = share_of(q_at, q_step, j, share_count, n, shared, weights, spread)
                 most = maximum(most, largest_lane(distance(v, share, m)))
             if not has_class:
-                most_share = maximum(most_share, largest_lane(share))
+                most_others = maximum(most_others, largest_lane(select(v < m, share, 0.0)))
+                most_top = maximum(most_top, largest_lane(select(v < m, 0.0, share)))
             if target == PROBABILITIES:
                 least = maximum(least, largest_lane(0.0 - share))
             j += share_count * STRIDED_LANES
@@ -708,7 +711,7 @@ def columns(storage, target, gradient, loss_storage):
         if is_shared:
             most = column_maximum(most, cells)
         if not has_class:
-            most_share = column_maximum(most_share, cells)
+            most_others, most_top = column_maximum(most_others, cells), column_maximum(most_top, cells)
         if target == PROBABILITIES:
             least = column_maximum(least, cells)
 
@@ -732,7 +735,7 @@ def columns(storage, target, gradient, loss_storage):
         # held through the loops it took registers that were spilled; gradients overwrite it after a barrier
         row = i * row_outer + c * row_inner
         if has_class:
-            k, logit, own, elsewhere, shares = class_of(
+            k, logit, own, here, elsewhere, shares = class_of(
                 at, x_step, places + row * 8, own, weights, shared, spread, shares
             )
         total = parts_of(column_sum(total, cells), column_sum(rest, cells))
@@ -745,17 +748,17 @@ def columns(storage, target, gradient, loss_storage):
             while j < n:
                 v = gather(at, x_step, j, share_count, n)
                 share = share_of(q_at, q_step, j, share_count, n, shared, weights, spread)
-                part = positive_sum_of(select(v < m, share, 0.0), most_share)
+                part = positive_sum_of(select(v < m, share, 0.0), most_others)
                 others_total += part[0]
                 others_rest += part[1]
-                part = positive_sum_of(select(v < m, 0.0, share), most_share)
+                part = positive_sum_of(select(v < m, 0.0, share), most_top)
                 top_total += part[0]
                 top_rest += part[1]
                 j += share_count * STRIDED_LANES
             of_others = parts_of(column_sum(others_total, cells), column_sum(others_rest, cells))
             of_top = parts_of(column_sum(top_total, cells), column_sum(top_rest, cells))
-            elsewhere = positive_total(most_share, of_others)
-            shares = elsewhere + positive_total(most_share, of_top)
+            elsewhere = positive_total(most_others, of_others)
+            shares = elsewhere + positive_total(most_top, of_top)
             if target == PROBABILITIES:
                 k = validity(shares, least, vector_of(tolerance), k)
             logit, own = m, number(m, 0.0)
@@ -775,7 +778,7 @@ def columns(storage, target, gradient, loss_storage):
             if units != 0:
                 unit = read(units + row * units_pitch)
             numbers = numbers_of(
-                k, m, second, maxima, total, logit, own, elsewhere, shares, lse, z, unit,
+                k, m, second, maxima, total, logit, own, here, elsewhere, shares, lse, z, unit,
                 inverse, inverse_rest, high, low,
             )  # fmt: skip
             dx_at = dx + i * dx_outer + c * dx_inner
@@ -870,13 +873,14 @@ def segment_shares(storage, target, gradient, last):
         others, top = region(work, units, OTHERS), region(work, units, TOP)
         m = maximum_of(shared, work, row, segments, MAXIMUM, cells, 0)
         most = number(m, -INFINITY)
-        most_given, least, most_share = most, most, most
+        most_given, least, most_others, most_top = most, most, most, most
         far_sum = row - row, row - row
         given_sum, others_sum, top_sum = far_sum, far_sum, far_sum
         if last:
             most = maximum_of(m, far, row, segments, MAXIMUM, cells, 1)
             if not has_class:
-                most_share = maximum_of(m, others, row, segments, MAXIMUM, cells, 3)
+                most_others = maximum_of(m, others, row, segments, MAXIMUM, cells, 3)
+                most_top = maximum_of(m, top, row, segments, MAXIMUM, cells, 12)
             if target == WEIGHTED:
                 most_given = maximum_of(m, given, row, segments, MAXIMUM, cells, 2)
         part = 0
@@ -891,8 +895,8 @@ def segment_shares(storage, target, gradient, last):
             if last:
                 far_sum = plus_sum(far_sum, terms, most)
                 if not has_class:
-                    others_sum = plus_sum(others_sum, select(v < m, share, 0.0), most_share)
-                    top_sum = plus_sum(top_sum, select(v < m, 0.0, share), most_share)
+                    others_sum = plus_sum(others_sum, select(v < m, share, 0.0), most_others)
+                    top_sum = plus_sum(top_sum, select(v < m, 0.0, share), most_top)
                 if target == WEIGHTED:
                     given_sum = plus_sum(given_sum, q_row, most_given)
             else:
@@ -900,7 +904,8 @@ def segment_shares(storage, target, gradient, last):
                 if not has_class:
                     most_given = maximum(most_given, largest_lane(q_row))
                     least = maximum(least, largest_lane(0.0 - q_row))
-                    most_share = maximum(most_share, largest_lane(share))
+                    most_others = maximum(most_others, largest_lane(select(v < m, share, 0.0)))
+                    most_top = maximum(most_top, largest_lane(select(v < m, 0.0, share)))
             part += 1
         if last:
             leave_sum(far_sum, far, unit, cells, 4)
@@ -914,7 +919,8 @@ def segment_shares(storage, target, gradient, last):
             if not has_class:
                 leave_largest(most_given, given, unit, MAXIMUM, cells, 5)
                 leave_largest(least, given, unit, SECOND, cells, 6)
-                leave_largest(most_share, others, unit, MAXIMUM, cells, 7)
+                leave_largest(most_others, others, unit, MAXIMUM, cells, 7)
+                leave_largest(most_top, top, unit, MAXIMUM, cells, 8)
 
     return cross_entropy_segment_shares, signature(
         address, whole, address, whole, address, address, size, size, whole, kind, address
@@ -965,11 +971,7 @@ def combine(storage, target, gradient, loss_storage):
         inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
         own, shared, shares, z = vector_of(kept), vector_of(shared), vector_of(mass), vector_of(z)
         k, elsewhere, far = row - row, number(high, 0.0), number(high, 0.0)
-        logit = far
-        if has_class:
-            k, logit, own, elsewhere, shares = class_of(
-                x + row * x_pitch, itemsize, places + row * 8, own, weights, shared, spread, shares
-            )
+        logit, here = far, far
         m = maximum_of(high, work, row, segments, MAXIMUM, cells, 0)
         second = second_of(m, work, row, segments, cells, 1)
         maxima = count_over(work, row, segments, MAXIMA, cells, 2)
@@ -984,8 +986,9 @@ def combine(storage, target, gradient, loss_storage):
             most = maximum_of(m, fields, row, segments, MAXIMUM, cells, 6)
             elsewhere = positive_total(most, sum_over(fields, row, segments, cells, 12))
             cuda.syncthreads()
-            of_top = sum_over(region(work, units, TOP), row, segments, cells, 0)
-            shares = elsewhere + positive_total(most, of_top)
+            fields = region(work, units, TOP)
+            most = maximum_of(m, fields, row, segments, MAXIMUM, cells, 6)
+            shares = elsewhere + positive_total(most, sum_over(fields, row, segments, cells, 0))
             fields = region(work, units, GIVEN)
             least = maximum_of(m, fields, row, segments, SECOND, cells, 7)
             given_sum = shares
@@ -994,6 +997,10 @@ def combine(storage, target, gradient, loss_storage):
                 given_sum = positive_total(most, sum_over(fields, row, segments, cells, 9))
             k = validity(given_sum, least, vector_of(tolerance), k)
             logit, own = m, number(m, 0.0)
+        if has_class:  # before the sums it took registers that were spilled
+            k, logit, own, here, elsewhere, shares = class_of(
+                x + row * x_pitch, itemsize, places + row * 8, own, weights, shared, spread, shares
+            )
         log = log_of_row(m, second, maxima, total, high, low)
         lse = result_of(m, second, maxima, total, high, low, inverse, inverse_rest)
         if z_at != 0:
@@ -1006,7 +1013,7 @@ def combine(storage, target, gradient, loss_storage):
             if factors != 0:
                 unit = read(factors + row * factors_pitch)
             numbers = numbers_of(
-                k, m, second, maxima, total, logit, own, elsewhere, shares, lse, z, unit,
+                k, m, second, maxima, total, logit, own, here, elsewhere, shares, lse, z, unit,
                 inverse, inverse_rest, high, low,
             )  # fmt: skip
             if cuda.threadIdx.x == 0:

@@ -312,6 +312,7 @@ def forward_columns(storage, of_result):
         inner_pitch,
     ):
         cells = cuda.shared.array(COLUMN_CELLS, types.int64)
+        held = cuda.shared.array((2, COLUMN_CELLS), types.int64)
         i, k, start, share = column_place(inner)
         on = k < inner
         k = min(k, inner - 1)
@@ -324,6 +325,8 @@ def forward_columns(storage, of_result):
 
         # every term: the largest, for the scale of their sum
         between, part = parts_between(log_x, log_y, s_x, s_y)
+        # every thread its own, where it takes no registers: these were spilled
+        held[0, cuda.threadIdx.x], held[1, cuda.threadIdx.x] = bits_of(s_x[0]), bits_of(s_x[1])
         of_x, of_y = (m, shift_of(m, high, low)), (top, shift_of(top, high, low))
         scale = high, low, vector_of(inverse), vector_of(inverse_rest)
         most = number(high, 0.0)
@@ -345,7 +348,9 @@ def forward_columns(storage, of_result):
             j += share * STRIDED_LANES
         total, rest = column_sum(total, cells), column_sum(rest, cells)
         if on and start == 0:
-            result = result_of(most, parts_of(total, rest), s_x, 1.0 / s_x[0])
+            s = from_bits(most, held[0, cuda.threadIdx.x])
+            lost = from_bits(most, held[1, cuda.threadIdx.x])
+            result = result_of(most, parts_of(total, rest), (s, lost), 1.0 / s)
             write(divergence + i * outer_pitch + k * inner_pitch, result)
 
     return kl_columns, signature(
