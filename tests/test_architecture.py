@@ -284,7 +284,7 @@ PUBLIC = {
     "cross_entropy_backward": "(grad, logits, target, *, lse=None, axis=-1, weight=None, ignore_index=-100, "
     "label_smoothing=0.0, z_loss=0.0, temperature=1.0, reduction='mean', out=None, stream=None)",
     "token_log_probs": "(logits, ids, *, axis=-1, temperature=1.0, stream=None)",
-    "perplexity": "(logits, target, *, axis=-1, ignore_index=-100, temperature=1.0)",
+    "perplexity": "(logits, target, *, axis=-1, ignore_index=-100, temperature=1.0, stream=None)",
     "binary_cross_entropy": "(logits, target, *, pos_weight=1.0, reduction='mean', stream=None)",
     "binary_cross_entropy_backward": "(grad, logits, target, *, pos_weight=1.0, reduction='mean', out=None, "
     "stream=None)",

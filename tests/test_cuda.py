@@ -203,6 +203,7 @@ CALLS = {
     "cross_entropy_value_and_grad": lambda a, **o: numbasoft.cross_entropy_value_and_grad(a, a, **o),
     "cross_entropy_backward": lambda a, **o: numbasoft.cross_entropy_backward(1.0, a, a, **o),
     "token_log_probs": lambda a, **o: numbasoft.token_log_probs(a, a, **o),
+    "perplexity": lambda a, **o: numbasoft.perplexity(a, a, **o),
     "nll_loss": lambda a, **o: numbasoft.nll_loss(a, a, **o),
     "nll_loss_backward": lambda a, **o: numbasoft.nll_loss_backward(1.0, a, a, **o),
     "sigmoid": lambda a, **o: numbasoft.sigmoid(a, **o),

@@ -625,6 +625,18 @@ def test_losses_in_every_library_and_in_place(library, rng):
     np.testing.assert_allclose(library.here(grad), numbasoft.nll_loss_backward(1.0, log_p, target), rtol=3e-7)
 
 
+@pytest.mark.parametrize("n", [9, 1003, 50_257])
+def test_perplexity(n, library, rng):
+    x, ids = rng.normal(0, 2, (70, n)).astype(np.float32), rng.integers(n, size=70)
+    ids[::3] = -100
+    got = numbasoft.perplexity(library.there(x), library.there(ids), temperature=0.9)
+    assert isinstance(got, library.kind()) and library.here(got).shape == ()
+    want = numbasoft.perplexity(x, ids, temperature=0.9)
+    np.testing.assert_allclose(library.here(got), want, rtol=5e-6)
+    ids[1] = n
+    assert np.isnan(library.here(numbasoft.perplexity(library.there(x), library.there(ids))))
+
+
 def test_losses_do_not_wait_for_the_device(rng):
     torch = pytest.importorskip("torch")
     x, target = torch.zeros((8, 1000), device="cuda"), torch.arange(8, device="cuda")

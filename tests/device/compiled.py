@@ -124,6 +124,7 @@ def elementwise(storage):
             yield Kernel(operation.kernel, options, size, most, inputs * vectors, vectors * stores)
     yield Kernel(totals.total, (kind, storage), "few", geometry.TOTAL_THREADS, 0, 0)
     if kind == storage:
+        yield Kernel(totals.total, (kind, "f8", True), "few", geometry.TOTAL_THREADS, 0, 0)
         for vectors in few, middle:
             yield Kernel(totals.sums, (*kinds, vectors), "middle", geometry.MOST_THREADS, vectors, 0)
 
