@@ -22,6 +22,7 @@ from numbasoft.ops.cross_entropy import cuda as cross_entropy
 from numbasoft.ops.kl_divergence import cuda as kl_divergence
 from numbasoft.ops.log_softmax import cuda as log_softmax
 from numbasoft.ops.logsumexp import cuda as logsumexp
+from numbasoft.ops.sample import cuda as sample
 from numbasoft.ops.sigmoid import cuda as sigmoid
 from numbasoft.ops.softmax import cuda as softmax
 
@@ -110,6 +111,18 @@ def losses(storage):
     yield from divergences(storage)
     yield from class_losses(storage)
     yield from before_and_after(storage)
+    yield from draws(storage)
+
+
+def draws(storage):
+    """The kernels that draw, and those of softmax with noise."""
+    for filtered, size in (False, "few"), (True, "losses"):
+        size = "columns" if storage == "f8" else size
+        yield Kernel(sample.draw, (storage, filtered), size, geometry.draw_bounds(storage))
+    most = geometry.RELAXED_THREADS
+    if storage in ("f4", "f8"):
+        yield Kernel(sample.relaxed, (storage,), "few", most)
+    yield Kernel(sample.hardened, (storage,), "few", most)
 
 
 def elementwise(storage):
@@ -222,6 +235,8 @@ def chosen():
             yield from itertools.product(losses(storage), ARCHITECTURES)
         else:
             yield from ((kernel, next(turn)) for kernel in largest_losses(storage)[every // 2 :: every])
+    if not everything:
+        yield from ((kernel, next(turn)) for kernel in (*draws("b2"), *draws("f8")) if True in kernel.options)
     for options in ("f4", "f4"), ("f8", "b2"), ("u8", "f8"), ("b1", "b1"):
         yield Kernel(copies.copy, options, "copies", copies.THREADS), next(turn)
 
