@@ -116,13 +116,14 @@ def losses(storage):
 
 def draws(storage):
     """The kernels that draw, and those of softmax with noise."""
-    for filtered, size in (False, "few"), (True, "losses"):
+    n = geometry.DRAW_VECTORS[storage]
+    for filtered, size, loads in (False, "few", 2 * n + 1), (True, "losses", 4 * n + 2):
         size = "columns" if storage == "f8" else size
-        yield Kernel(sample.draw, (storage, filtered), size, geometry.draw_bounds(storage))
+        yield Kernel(sample.draw, (storage, filtered), size, geometry.draw_bounds(storage), loads, 0)
     most = geometry.RELAXED_THREADS
     if storage in ("f4", "f8"):
-        yield Kernel(sample.relaxed, (storage,), "few", most)
-    yield Kernel(sample.hardened, (storage,), "few", most)
+        yield Kernel(sample.relaxed, (storage,), "few", most, 2 * n, n)
+    yield Kernel(sample.hardened, (storage,), "few", most, 2 * n, n)
 
 
 def elementwise(storage):
