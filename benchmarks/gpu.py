@@ -29,12 +29,13 @@ MOST_BYTES = 1 << 29  # of an array
 WIDTHS = [64, 256, 1000, 1003, 1024, 4096, 16_384, 50_257, 65_536, 262_144]
 SHAPES = [(min(32_768, MOST_BYTES // 4 // n), n) for n in WIDTHS] + [(8, 262_144), (256, 1000)]
 TWO_ARRAYS = "sigmoid", "binary_cross_entropy", "kl_divergence"  # read, or one read and one written
-# With the options of ours; of fewer shapes, and in the first two dtypes.
+# With the options of ours.
 DRAWS: dict[str, dict[str, Any]] = {
     "sample": {"rng": 1}, "sample, filtered": {"rng": 1, "top_k": 50, "top_p": 0.9}, "gumbel_softmax": {"rng": 1},
 }  # fmt: skip
-DRAW_SHAPES = [(32_768, 64), (32_768, 1000), (2048, 50_257), (64, 128_256), (1, 128_256)]
-FUNCTIONS = *workloads.FUNCTIONS, *workloads.LOSSES, *TWO_ARRAYS, *DRAWS
+FEW = *DRAWS, "perplexity"  # of fewer shapes, and in the first two dtypes
+FEW_SHAPES = [(32_768, 64), (32_768, 1000), (2048, 50_257), (64, 128_256), (1, 128_256)]
+FUNCTIONS = *workloads.FUNCTIONS, *workloads.LOSSES, *TWO_ARRAYS, *FEW
 DTYPES = ["bfloat16", "float32", "float16", "float64"]
 JAX_DTYPES = ["bfloat16", "float32"]  # it compiles for every shape, which takes longer than measuring
 
@@ -79,6 +80,7 @@ def libraries(flush):
         "sample": lambda x: torch.multinomial(torch.softmax(x, -1), 1)[:, 0],
         "sample, filtered": torch_filtered,
         "gumbel_softmax": torch.nn.functional.gumbel_softmax,
+        "perplexity": lambda x, target: torch.nn.functional.cross_entropy(x.float(), target).exp(),
     }
     result["PyTorch"] = Rival(of_torch, same, by_events)
     missing = {}
@@ -215,7 +217,7 @@ def arguments(name, rows, n, dtype, generator):
     import torch
 
     x = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
-    if name in workloads.LOSSES:
+    if name in workloads.LOSSES or name == "perplexity":
         return x, torch.randint(n, (rows,), device="cuda", generator=generator)
     if name in ("binary_cross_entropy", "kl_divergence"):
         other = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
@@ -232,7 +234,7 @@ def expected(name, given):
     """The first rows in float64, or one number for all, by PyTorch."""
     import torch
 
-    if name.startswith("cross_entropy"):
+    if name.startswith("cross_entropy") or name == "perplexity":
         x, target = given
         rows, step = len(x), 64
         parts = [
@@ -240,6 +242,8 @@ def expected(name, given):
             for i in range(0, rows, step)
         ]
         loss = torch.stack(parts).sum() / rows
+        if name == "perplexity":
+            return loss.exp()
         p = torch.softmax(x[:4].double(), -1)
         p[torch.arange(len(p)), target[:4]] -= 1
         return loss if name == "cross_entropy" else (loss, p / rows)
@@ -329,7 +333,7 @@ def measure(name, dtype, rows, n, rivals, flush, generator):
 
     given = arguments(name, rows, n, getattr(torch, dtype), generator)
     full = max(given, key=lambda tensor: tensor.numel())
-    if name in DRAWS:
+    if name in FEW:
         elements = rows * n * (2 if name == "gumbel_softmax" else 1)
     else:
         elements = 2 * rows * n if name in TWO_ARRAYS else workloads.Workload(name, (rows, n)).elements_moved
@@ -426,8 +430,8 @@ def main():
         (name, dtype, shape)
         for dtype in DTYPES
         for name in FUNCTIONS
-        if name not in DRAWS or dtype in DTYPES[:2]
-        for shape in (DRAW_SHAPES if name in DRAWS else SHAPES)
+        if name not in FEW or dtype in DTYPES[:2]
+        for shape in (FEW_SHAPES if name in FEW else SHAPES)
     ]
     for name, dtype, (rows, n) in cases:
         if time.monotonic() - begin > SECONDS:

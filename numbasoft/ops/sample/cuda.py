@@ -54,7 +54,6 @@ BINS, STAGE = 1 << BIN_BITS, 1 << BIN_BITS // 2
 # Where in the cells of a block the shares of a row and the sums of bins are.
 SHARES, STAGES = 32, 64
 
-
 # -2**64 / 3
 LESS_THIRD = -6148914691236517205
 
