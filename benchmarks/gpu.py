@@ -29,7 +29,13 @@ MOST_BYTES = 1 << 29  # of an array
 WIDTHS = [64, 256, 1000, 1003, 1024, 4096, 16_384, 50_257, 65_536, 262_144]
 SHAPES = [(min(32_768, MOST_BYTES // 4 // n), n) for n in WIDTHS] + [(8, 262_144), (256, 1000)]
 TWO_ARRAYS = "sigmoid", "binary_cross_entropy", "kl_divergence"  # read, or one read and one written
-FUNCTIONS = *workloads.FUNCTIONS, *workloads.LOSSES, *TWO_ARRAYS
+# With the options of ours.
+DRAWS: dict[str, dict[str, Any]] = {
+    "sample": {"rng": 1}, "sample, filtered": {"rng": 1, "top_k": 50, "top_p": 0.9}, "gumbel_softmax": {"rng": 1},
+}  # fmt: skip
+FEW = *DRAWS, "perplexity"  # of fewer shapes, and in the first two dtypes
+FEW_SHAPES = [(32_768, 64), (32_768, 1000), (2048, 50_257), (64, 128_256), (1, 128_256)]
+FUNCTIONS = *workloads.FUNCTIONS, *workloads.LOSSES, *TWO_ARRAYS, *FEW
 DTYPES = ["bfloat16", "float32", "float16", "float64"]
 JAX_DTYPES = ["bfloat16", "float32"]  # it compiles for every shape, which takes longer than measuring
 
@@ -53,7 +59,8 @@ def libraries(flush):
         return tensors
 
     by_events = partial(timed, flush=flush)
-    result = {"numbasoft": Rival({n: getattr(numbasoft, n) for n in FUNCTIONS}, same, by_events)}
+    ours = {n: partial(getattr(numbasoft, n.partition(",")[0]), **DRAWS.get(n, {})) for n in FUNCTIONS}
+    result = {"numbasoft": Rival(ours, same, by_events)}
     of_torch = {
         "softmax": lambda x: torch.softmax(x, -1),
         "log_softmax": lambda x: torch.log_softmax(x, -1),
@@ -70,6 +77,10 @@ def libraries(flush):
         "cross_entropy": torch.nn.functional.cross_entropy,
         "cross_entropy_value_and_grad": torch_value_and_grad,
         "token_log_probs": lambda x, target: of_classes(torch.log_softmax(x, -1), target),
+        "sample": lambda x: torch.multinomial(torch.softmax(x, -1), 1)[:, 0],
+        "sample, filtered": torch_filtered,
+        "gumbel_softmax": torch.nn.functional.gumbel_softmax,
+        "perplexity": lambda x, target: torch.nn.functional.cross_entropy(x.float(), target).exp(),
     }
     result["PyTorch"] = Rival(of_torch, same, by_events)
     missing = {}
@@ -156,6 +167,15 @@ def torch_value_and_grad(x, target):
     return loss.detach(), grad
 
 
+def torch_filtered(x):
+    import torch
+
+    top, classes = torch.topk(x, DRAWS["sample, filtered"]["top_k"], -1)
+    p = torch.softmax(top, -1)
+    p = torch.where(p.cumsum(-1) - p < DRAWS["sample, filtered"]["top_p"], p, 0)
+    return classes.gather(-1, torch.multinomial(p, 1))[:, 0]
+
+
 def of_classes(log_p, target):
     return log_p.gather(-1, target[:, None])[:, 0]
 
@@ -197,7 +217,7 @@ def arguments(name, rows, n, dtype, generator):
     import torch
 
     x = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
-    if name in workloads.LOSSES:
+    if name in workloads.LOSSES or name == "perplexity":
         return x, torch.randint(n, (rows,), device="cuda", generator=generator)
     if name in ("binary_cross_entropy", "kl_divergence"):
         other = torch.randn((rows, n), device="cuda", generator=generator).to(dtype)
@@ -214,7 +234,7 @@ def expected(name, given):
     """The first rows in float64, or one number for all, by PyTorch."""
     import torch
 
-    if name.startswith("cross_entropy"):
+    if name.startswith("cross_entropy") or name == "perplexity":
         x, target = given
         rows, step = len(x), 64
         parts = [
@@ -222,6 +242,8 @@ def expected(name, given):
             for i in range(0, rows, step)
         ]
         loss = torch.stack(parts).sum() / rows
+        if name == "perplexity":
+            return loss.exp()
         p = torch.softmax(x[:4].double(), -1)
         p[torch.arange(len(p)), target[:4]] -= 1
         return loss if name == "cross_entropy" else (loss, p / rows)
@@ -250,7 +272,25 @@ def expected(name, given):
     return getattr(torch, name)(rows[0], -1)
 
 
-def is_right(name, given, got):
+def is_draw(name, given, got, ours):
+    """Whether classes are in range, and probabilities sum to 1; ours are those of the CPU besides."""
+    import torch
+
+    import numbasoft
+
+    x = given[0][:4].float().cpu().numpy()
+    want = torch.from_numpy(getattr(numbasoft, name.partition(",")[0])(x, **DRAWS[name]))
+    if name == "gumbel_softmax":
+        got = got[:4].double().cpu()
+        near = not ours or torch.allclose(got, want.double(), rtol=2e-2, atol=1e-6)
+        return near and bool(((got.sum(-1) - 1).abs() < 2e-2).all())
+    in_range = bool(((got >= 0) & (got < given[0].shape[1])).all())
+    return in_range and (not ours or torch.equal(got[:4].cpu(), want))
+
+
+def is_right(name, given, got, ours=True):
+    if name in DRAWS:
+        return is_draw(name, given, got, ours)
     if isinstance(got, tuple):
         return all(is_close(given, g, w) for g, w in zip(got, expected(name, given), strict=True))
     return is_close(given, got, expected(name, given))
@@ -293,7 +333,10 @@ def measure(name, dtype, rows, n, rivals, flush, generator):
 
     given = arguments(name, rows, n, getattr(torch, dtype), generator)
     full = max(given, key=lambda tensor: tensor.numel())
-    elements = 2 * rows * n if name in TWO_ARRAYS else workloads.Workload(name, (rows, n)).elements_moved
+    if name in FEW:
+        elements = rows * n * (2 if name == "gumbel_softmax" else 1)
+    else:
+        elements = 2 * rows * n if name in TWO_ARRAYS else workloads.Workload(name, (rows, n)).elements_moved
     moved = elements * full.element_size()
     half = torch.randint(0, 255, (moved // 2,), dtype=torch.uint8, device="cuda", generator=generator)
     target = torch.empty_like(half)
@@ -312,7 +355,7 @@ def measure(name, dtype, rows, n, rivals, flush, generator):
             continue
         if got is None:
             continue
-        if not is_right(name, given, got):
+        if not is_right(name, given, got, library == "numbasoft"):
             row.setdefault("failed", {})[library] = "wrong result"
             continue
         del got
@@ -383,7 +426,13 @@ def main():
     )
     print("".join(f"not compared with {name}: {reason}\n" for name, reason in missing.items()), end="")
     print(f"{'function':28} {'dtype':8} {'rows':>6}   {'width':7} " + " ".join(f"{n:>10}" for n in names))
-    cases = [(name, dtype, shape) for dtype in DTYPES for name in FUNCTIONS for shape in SHAPES]
+    cases = [
+        (name, dtype, shape)
+        for dtype in DTYPES
+        for name in FUNCTIONS
+        if name not in FEW or dtype in DTYPES[:2]
+        for shape in (FEW_SHAPES if name in FEW else SHAPES)
+    ]
     for name, dtype, (rows, n) in cases:
         if time.monotonic() - begin > SECONDS:
             result["skipped"] += 1

@@ -13,6 +13,9 @@ LOW, SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 MULTIPLIER_A, MULTIPLIER_B = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 WEYL_A, WEYL_B = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
+# Which numbers of a row's a function takes.
+DRAW, NOISE = 0, 1
+
 
 @inline
 def philox(a, b, c, d, key_a, key_b):

@@ -284,7 +284,7 @@ PUBLIC = {
     "cross_entropy_backward": "(grad, logits, target, *, lse=None, axis=-1, weight=None, ignore_index=-100, "
     "label_smoothing=0.0, z_loss=0.0, temperature=1.0, reduction='mean', out=None, stream=None)",
     "token_log_probs": "(logits, ids, *, axis=-1, temperature=1.0, stream=None)",
-    "perplexity": "(logits, target, *, axis=-1, ignore_index=-100, temperature=1.0)",
+    "perplexity": "(logits, target, *, axis=-1, ignore_index=-100, temperature=1.0, stream=None)",
     "binary_cross_entropy": "(logits, target, *, pos_weight=1.0, reduction='mean', stream=None)",
     "binary_cross_entropy_backward": "(grad, logits, target, *, pos_weight=1.0, reduction='mean', out=None, "
     "stream=None)",
@@ -295,8 +295,8 @@ PUBLIC = {
     "sigmoid_backward": "(grad, y, *, out=None, stream=None)",
     "logit": "(p, *, out=None, stream=None)",
     "fit_temperature": "(logits, target, *, axis=-1, ignore_index=-100)",
-    "sample": "(logits, *, axis=-1, temperature=1.0, top_k=None, top_p=None, min_p=None, rng=None)",
-    "gumbel_softmax": "(logits, *, axis=-1, temperature=1.0, hard=False, rng=None, out=None)",
+    "sample": "(logits, *, axis=-1, temperature=1.0, top_k=None, top_p=None, min_p=None, rng=None, stream=None)",
+    "gumbel_softmax": "(logits, *, axis=-1, temperature=1.0, hard=False, rng=None, out=None, stream=None)",
     "nll_loss": "(log_probs, target, *, axis=-1, weight=None, ignore_index=-100, reduction='mean', "
     "stream=None)",
     "nll_loss_backward": "(grad, log_probs, target, *, axis=-1, weight=None, ignore_index=-100, "

@@ -103,6 +103,22 @@ def test_every_element_of_a_column_is_done_once():
         assert blocks * geometry.COLUMNS >= outer * inner and blocks % outer == 0
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+def test_every_class_of_a_draw_has_a_share(storage):
+    lanes = geometry.lanes(storage)
+    for n in [*range(1, 9000), 50_257, 128_256, 1_000_003, 10_000_000]:
+        threads, group = geometry.draw_launch(n, storage)
+        assert group == 32 and threads % group == 0 and threads <= geometry.DRAW_THREADS[storage]
+        groups, steps = threads // group, 0
+        while n > (group - 1) * lanes:  # as first_beyond does, in the longest share
+            length = -(-n // (groups * lanes)) * lanes
+            assert groups > 1 and groups * length >= n and length < n
+            n, steps = length, steps + 1
+        assert steps <= 5
+        threads = geometry.relaxed_threads(n)
+        assert threads % 32 == 0 and threads <= geometry.RELAXED_THREADS
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 31, 32, 33, 1000, 2**31, 2**33 + 1])
 def test_every_row_has_a_team(rows):
     for n in (1, 10, 100, 1000, 5000):
@@ -203,6 +219,9 @@ CALLS = {
     "cross_entropy_value_and_grad": lambda a, **o: numbasoft.cross_entropy_value_and_grad(a, a, **o),
     "cross_entropy_backward": lambda a, **o: numbasoft.cross_entropy_backward(1.0, a, a, **o),
     "token_log_probs": lambda a, **o: numbasoft.token_log_probs(a, a, **o),
+    "perplexity": lambda a, **o: numbasoft.perplexity(a, a, **o),
+    "sample": lambda a, **o: numbasoft.sample(a, **o),
+    "gumbel_softmax": lambda a, **o: numbasoft.gumbel_softmax(a, **o),
     "nll_loss": lambda a, **o: numbasoft.nll_loss(a, a, **o),
     "nll_loss_backward": lambda a, **o: numbasoft.nll_loss_backward(1.0, a, a, **o),
     "sigmoid": lambda a, **o: numbasoft.sigmoid(a, **o),
@@ -273,6 +292,7 @@ def test_mixed_homes(protocol):
         lambda: numbasoft.log_softmax_backward(there, here),
         lambda: numbasoft.logsumexp_backward(1.0, there, there),
         lambda: numbasoft.sigmoid(there, out=here),
+        lambda: numbasoft.gumbel_softmax(here, out=there),
         lambda: numbasoft.sigmoid_backward(here, there),
         lambda: numbasoft.logit(here, out=there),
         lambda: numbasoft.binary_cross_entropy(there, here),
@@ -297,7 +317,7 @@ needs_numba_cuda = pytest.mark.skipif(
     reason="numba-cuda is not installed: pip install '.[cuda-test]'",
 )
 SIMULATED = {"NUMBA_ENABLE_CUDASIM": "1"}
-PARTS = {"simulated": SIMULATED, "class_losses": SIMULATED, "compiled": {}}
+PARTS = {"simulated": SIMULATED, "class_losses": SIMULATED, "sampling": SIMULATED, "compiled": {}}
 
 
 def run_part(part, environment):

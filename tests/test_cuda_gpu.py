@@ -625,6 +625,18 @@ def test_losses_in_every_library_and_in_place(library, rng):
     np.testing.assert_allclose(library.here(grad), numbasoft.nll_loss_backward(1.0, log_p, target), rtol=3e-7)
 
 
+@pytest.mark.parametrize("n", [9, 1003, 50_257])
+def test_perplexity(n, library, rng):
+    x, ids = rng.normal(0, 2, (70, n)).astype(np.float32), rng.integers(n, size=70)
+    ids[::3] = -100
+    got = numbasoft.perplexity(library.there(x), library.there(ids), temperature=0.9)
+    assert isinstance(got, library.kind()) and library.here(got).shape == ()
+    want = numbasoft.perplexity(x, ids, temperature=0.9)
+    np.testing.assert_allclose(library.here(got), want, rtol=5e-6)
+    ids[1] = n
+    assert np.isnan(library.here(numbasoft.perplexity(library.there(x), library.there(ids))))
+
+
 def test_losses_do_not_wait_for_the_device(rng):
     torch = pytest.importorskip("torch")
     x, target = torch.zeros((8, 1000), device="cuda"), torch.arange(8, device="cuda")
@@ -640,6 +652,127 @@ def test_losses_do_not_wait_for_the_device(rng):
         assert not busy.query(), "the call came back before the device was done"
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+
+
+# --- draws -------------------------------------------------------------------------------------------------
+
+LIMITS = {
+    "all": {}, "top_k": {"top_k": 40}, "top_p": {"top_p": 0.9}, "min_p": {"min_p": 0.05},
+    "every one": {"top_k": 400, "top_p": 0.95, "min_p": 1e-4, "temperature": 1.3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("n", [1, 2, 7, 33, 125, 128, 511, 1000, 4099, 16_387, 50_257, 128_256, 1_000_003])
+@by_dtype
+def test_draws_are_those_of_the_cpu(dtype, n, limits, rng):
+    x = rng.normal(0, 3, (3 if n > 100_000 else 65, n)).astype(dtype)
+    x[1, ::3] = -inf
+    x[1, 0] = 0
+    got = called("sample", x, rng=6, **LIMITS[limits])
+    assert got.dtype == np.int64
+    # rounding decides a few draws in a million: at most one of these
+    assert (got != numbasoft.sample(x, rng=6, **LIMITS[limits])).sum() <= 1
+
+
+def test_many_draws_are_those_of_the_cpu(rng):
+    for n, rows in (5, 1_000_000), (1000, 20_000):
+        x = rng.normal(0, 2, (rows, n)).astype(np.float32)
+        for options in {}, {"top_k": 4, "top_p": 0.9}:
+            got = called("sample", x, rng=7, **options)
+            assert (got != numbasoft.sample(x, rng=7, **options)).mean() < 2e-5
+
+
+def test_draws_follow_the_probabilities():
+    p = np.array([0.4, 0.02, 0.3, 0.03, 0.15, 0.1])
+    rows = 300_000
+    x = np.tile(np.log(p), (rows, 1))
+    counts = np.bincount(called("sample", x, rng=11), minlength=6)
+    assert ((counts - rows * p) ** 2 / (rows * p)).sum() < 20.5  # chi-square of 5 degrees, 1e-3
+    y = called("gumbel_softmax", x.astype("f4"), temperature=0.5, rng=2)
+    counts = np.bincount(y.argmax(1), minlength=6)
+    assert ((counts - rows * p) ** 2 / (rows * p)).sum() < 20.5
+
+
+def test_of_equal_classes_the_first_are_kept():
+    for n in (6, 700, 40_000):
+        x = np.zeros((3000, n), np.float32)[: 3000 if n < 1000 else 300]
+        assert called("sample", x, top_k=2, rng=0).max() == 1
+        assert called("sample", x, top_p=0.5, rng=0).max() < n / 2 + 1
+        x[:, n - 1] = 1
+        assert set(called("sample", x, top_k=3, rng=0)) == {0, 1, n - 1}
+        assert set(called("sample", x, min_p=1, rng=0)) == {n - 1}
+
+
+@pytest.mark.parametrize("n", [7, 1003, 60_001])
+@by_dtype
+def test_a_draw_depends_on_seed_row_number_and_row_alone(dtype, n, rng):
+    x = rng.normal(0, 2, (9, n)).astype(dtype)
+    moved = np.zeros(x.size + 1, dtype)
+    moved[1:] = x.ravel()
+    for options in {}, dict(top_k=n // 2, top_p=0.95):
+        drawn = called("sample", x, rng=9, **options)
+        for given, axis, rows in (x, -1, 9), (x[:2].copy(), -1, 2), (np.ascontiguousarray(x.T), 0, 9):
+            np.testing.assert_array_equal(called("sample", given, axis=axis, rng=9, **options), drawn[:rows])
+        cupy = pytest.importorskip("cupy")
+        shifted = cupy.asarray(moved)[1:].reshape(x.shape)
+        np.testing.assert_array_equal(numbasoft.sample(shifted, rng=9, **options).get(), drawn)
+    y = called("gumbel_softmax", x, rng=9)
+    assert called("gumbel_softmax", x[:2].copy(), rng=9).tobytes() == y[:2].tobytes()
+    got = called("gumbel_softmax", np.ascontiguousarray(x.T), axis=0, rng=9)
+    assert np.ascontiguousarray(got.T).tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize("n", [3, 1000, 50_257])
+def test_rows_without_probabilities_draw_none(n, rng):
+    x = rng.normal(0, 1, (5, n)).astype(np.float32)
+    x[1, n // 2], x[2, 0], x[3] = nan, inf, -inf
+    for options in {}, dict(top_k=2, top_p=0.5):
+        drawn = called("sample", x, rng=4, **options)
+        np.testing.assert_array_equal(drawn[1:4], [-1] * 3)
+        assert (drawn[[0, 4]] >= 0).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 1003, 50_257])
+@by_dtype
+def test_softmax_with_noise(dtype, n, rng):
+    x = rng.normal(0, 3, (20, n)).astype(dtype)
+    got, want = called("gumbel_softmax", x, rng=5), numbasoft.gumbel_softmax(x, rng=5)
+    tolerance = {"float16": 1e-3, "float32": 2e-5, "float64": 5e-14}[dtype]
+    np.testing.assert_allclose(got.astype(float), want.astype(float), rtol=tolerance, atol=1e-7)
+    got = called("gumbel_softmax", x, rng=5, hard=True)
+    want = numbasoft.gumbel_softmax(x, rng=5, hard=True)
+    assert (got.sum(1) == 1).all() and (got.argmax(1) != want.argmax(1)).sum() <= 1
+
+
+def test_the_kinds_of_draws(library, rng):
+    host = rng.normal(0, 3, (5, 50)).astype(np.float32)
+    x = library.there(host)
+    drawn = numbasoft.sample(x, rng=1, top_k=7)
+    assert isinstance(drawn, library.kind()) and library.here(drawn).dtype == np.int64
+    np.testing.assert_array_equal(library.here(drawn), numbasoft.sample(host, rng=1, top_k=7))
+    apart = library.here(numbasoft.gumbel_softmax(x, rng=1))
+    assert numbasoft.gumbel_softmax(x, rng=1, out=x) is x
+    assert library.here(x).tobytes() == apart.tobytes()
+
+
+def test_draws_do_not_wait_for_the_device():
+    torch = pytest.importorskip("torch")
+    x, ids = torch.zeros((8, 1000), device="cuda"), torch.arange(8, device="cuda")
+
+    def draw():
+        numbasoft.sample(x, rng=1, top_k=5, top_p=0.9)
+        numbasoft.gumbel_softmax(x, rng=1, hard=True)
+        numbasoft.perplexity(x, ids)
+
+    draw()  # compiles
+    torch.cuda.synchronize()
+    busy = torch.cuda.Event()
+    torch.cuda._sleep(200_000_000)
+    draw()
+    busy.record()
+    assert not busy.query(), "the calls came back before the device was done"
     torch.cuda.synchronize()
 
 

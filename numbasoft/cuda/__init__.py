@@ -1,4 +1,4 @@
-"""softmax, log_softmax, logsumexp and the losses on CUDA devices.
+"""softmax, log_softmax, logsumexp, the losses and draws on CUDA devices.
 
 The functions of ``numbasoft`` take device arrays: Numba's, CuPy's, PyTorch's, and with
 ``out=`` any that speak DLPack or ``__cuda_array_interface__``. Here stand

@@ -285,17 +285,18 @@ class Call:
         one = step(self.ordinal, self.handle, copies.copy, options, blocks, threads, threads, *arguments)
         run(Prepared((one,), 0), (view.ctypes.data, target_view.ctypes.data), None)
 
-    def over(self, axes, operands, steps, extra=()):
+    def over(self, axes, operands, steps, extra=(), columns=True):
         """Launch ``steps(where_from, aligned)`` on operands of one shape, copied where they must be.
 
-        The last of them is the result. ``extra`` are addresses that kernels take besides.
+        The last of them is the result. ``extra`` are addresses that kernels take besides; ``columns`` is
+        whether they take rows that lie along another axis.
         """
         shape = operands[-1].view.shape
         where_from = None
         if all(o.array.storage == o.storage for o in operands):
             itemsizes = [geometry.ITEMSIZE[o.storage] if o.role is FULL else 0 for o in operands]
             where_from = layout.plan(shape, axes, [o.view.strides for o in operands], itemsizes)
-        if where_from:
+        if where_from and (columns or isinstance(where_from, layout.Rows)):
             addresses = tuple(o.view.ctypes.data for o in operands)
             full = [i for i, o in enumerate(operands) if o.role is FULL]
             aligned = isinstance(where_from, layout.Rows) and layout.are_aligned(

@@ -42,6 +42,7 @@ class Loss(NamedTuple):
     tolerance: float  # of the sums of probabilities
     g: float  # the gradient that is passed on, unless it is in an array
     g_at: Any  # its storage, and whether there is one for every row
+    raised: bool = False  # whether the result is exp of the mean
 
     @property
     def compute(self):
@@ -253,8 +254,9 @@ def summed(loss, room, one, at, result):
     if loss.reduction == "mean":
         divisor, divisor_at = float(loss.rows), at(room.divisor) if loss.counts else 0
     return totals.steps(
-        one, loss.compute, loss.result, loss.rows, at(room.losses), divisor, at(room.sums), result, divisor_at
-    )
+        one, loss.compute, loss.result, loss.rows, at(room.losses), divisor, at(room.sums), result, divisor_at,
+        loss.raised,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
@@ -441,6 +443,15 @@ def value(kernels, logits, target, stream, **options):
     """``cross_entropy``, or ``token_log_probs``, of device arrays."""
     given = checked(kernels, logits, target, **options)
     with calls.Call(given.x, stream, target=given.target, weight=given.weight) as call:
+        return run(given, call, 1.0, None).value
+
+
+def perplexity(kernels, logits, target, stream, axis, ignore_index, temperature):
+    """exp of the mean of ``cross_entropy`` of device arrays, in float64."""
+    options = axis, None, ignore_index, 0.0, 0.0, temperature, "mean"
+    given = checked(kernels, logits, target, *options, only_classes=True)
+    given = given._replace(loss=given.loss._replace(result="f8", raised=True))
+    with calls.Call(given.x, stream, target=given.target) as call:
         return run(given, call, 1.0, None).value
 
 

@@ -300,13 +300,23 @@ def arithmetic(kind):
         return two_sum(high, high_lost + fma(steps, log_2_rest, tail))
 
     @jit.device
+    def log_near(f, f_lost, steps):
+        """log(1 + f + f_lost) + steps * log(2) in two parts, for abs(f) <= 1/2."""
+        d, d_lost = two_sum(f, number(f, 2.0))  # f / (2 + f)
+        return log_of_quotient(f, f_lost, d, d_lost + f_lost, steps)
+
+    @jit.device
+    def log_of(s, lost):
+        """log(s + lost) in two parts."""
+        power = power_of_two_above(s * (2.0 / 3.0))
+        f, f_lost = two_sum(s / power - 1.0, lost / power)
+        return log_near(f, f_lost, exponent(power))
+
+    @jit.device
     def log1p_of(extra, q, lost):
         """log(1 + extra + q + lost) in two parts, for a whole number and a pair, none below 0."""
         s, s_lost = two_sum(extra + 1.0, q)
-        power = power_of_two_above(s * (2.0 / 3.0))
-        f, f_lost = two_sum(s / power - 1.0, (s_lost + lost) / power)
-        d, d_lost = two_sum(f, number(f, 2.0))  # f / (2 + f), |f| <= 1/2
-        return log_of_quotient(f, f_lost, d, d_lost + f_lost, exponent(power))
+        return log_of(s, s_lost + lost)
 
     @jit.device
     def log_of_sum(like, extra, total, e):
@@ -354,5 +364,5 @@ def arithmetic(kind):
         factor_and_power=factor_and_power, wide_shift=wide_shift, wide_exponential=wide_exponential,
         sum_of=sum_of, pair_of=pair_of, reciprocal=reciprocal, log1p_of=log1p_of, log_of_sum=log_of_sum,
         lift_for=lift_for, unlift_for=unlift_for, top_of=top_of, signed_sum_of=signed_sum_of, sum_below=sum_below,
-        tiny=tiny, lift=lift, log_of_quotient=log_of_quotient,
+        tiny=tiny, lift=lift, log_of_quotient=log_of_quotient, log_near=log_near, log_of=log_of,
     )  # fmt: skip

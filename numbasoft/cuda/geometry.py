@@ -36,6 +36,11 @@ COLUMNS, MOST_COLUMN_THREADS = 32, 512
 LOSS_COLUMN_THREADS = 256  # told 512, ptxas would spill registers of a loss's kernels to keep to 64 of them
 STRIDED_LANES = 4
 
+# Of a row from which a class is drawn a thread has so many vectors in hand at a time.
+DRAW_VECTORS = {"f2": 1, "b2": 1, "f4": 2, "f8": 2}
+DRAW_THREADS = {"f2": 768, "b2": 768, "f4": 768, "f8": 512}
+RELAXED_THREADS = 512
+
 
 class Rows(NamedTuple):
     """A launch of a kernel for whole rows."""
@@ -146,6 +151,27 @@ def segments_launch(n, storage, aligned, few=False):
 def segment_length(storage):
     """Elements of a segment of a long row: a multiple of 16 bytes that fits whatever its alignment."""
     return (SEGMENT_THREADS * SEGMENT_VECTORS[storage] - 1) * lanes(storage)
+
+
+def draw_launch(n, storage):
+    """How to draw from a row of n: the threads of its block, and of a group that sums a share of it.
+
+    A single group takes a vector a thread at most, however the row is aligned.
+    """
+    vectors = -(-n // lanes(storage)) + 1
+    if vectors <= WARP:
+        return WARP, WARP
+    return min(DRAW_THREADS[storage], WARP * max(2, -(-vectors // (2 * WARP)))), WARP
+
+
+def draw_bounds(storage):
+    """Of a kernel that draws."""
+    return (DRAW_THREADS[storage], 1)
+
+
+def relaxed_threads(n):
+    """Threads of a block that does a row of n with noise, two elements a thread."""
+    return min(RELAXED_THREADS, WARP * -(-n // (2 * WARP)))
 
 
 def piece_length(storage):

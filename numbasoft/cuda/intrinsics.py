@@ -389,6 +389,14 @@ MAGIC_64 = 1.5 * 2.0**52
 LOW_BITS = 47
 
 
+def whole_number(builder, x):
+    """A number rounded to an integer; of float64 below 2**50."""
+    if x.type == FLOAT:
+        return call(builder, "llvm.nvvm.f2ll.rn", I64, x)
+    magic = ir.Constant(DOUBLE, MAGIC_64)
+    return builder.sub(builder.bitcast(builder.fadd(x, magic), I64), builder.bitcast(magic, I64))
+
+
 @intrinsic
 def integer_sum(typingctx, v):
     """The sum of all lanes, each rounded to an integer, and of what rounding left times 2**47.
@@ -402,7 +410,7 @@ def integer_sum(typingctx, v):
     def lower(context, builder, sig, args):
         values = lanes_of(builder, args[0])
         if v.element == types.float32:
-            parts = [call(builder, "llvm.nvvm.f2ll.rn", I64, x) for x in values]
+            parts = [whole_number(builder, x) for x in values]
             pair = in_pairs(parts, builder.add), ir.Constant(I64, 0)
         else:
             magic = ir.Constant(DOUBLE, MAGIC_64)
@@ -438,6 +446,56 @@ def as_integer(typingctx, v):
     if not isinstance(v, Vector) or v.lanes != 1:
         return None
     return types.int64(v), lambda context, builder, sig, args: builder.fptosi(lane(builder, args[0], 0), I64)
+
+
+@intrinsic
+def high_product(typingctx, a, b):
+    """The upper 64 bits of the product of two integers, each taken as 64 bits without a sign."""
+    if not all(kind in (types.int64, types.uint64) for kind in (a, b)):
+        return None
+
+    def lower(context, builder, sig, args):
+        return asm(builder, I64, "mul.hi.u64 $0, $1, $2;", "=l,l,l", *args)
+
+    return types.int64(a, b), lower
+
+
+@intrinsic
+def leading_zeros(typingctx, value):
+    """How many bits of an int64 are 0 before the first that is not."""
+    if value != types.int64:
+        return None
+
+    def lower(context, builder, sig, args):
+        return builder.ctlz(args[0], ir.Constant(I1, 0))
+
+    return types.int64(value), lower
+
+
+@intrinsic
+def add_to_bins(typingctx, bins, v, amounts, low, step, used):
+    """Add every lane's amount, rounded to an integer, to one of the first ``used`` of an array of int64.
+
+    To which, the bits of the lane of v say: those of ``low`` have the first, and a bin has 2**step of them. v is
+    not negative, and the array is in shared memory; threads may add at once, and what is elsewhere is left out.
+    """
+    if not isinstance(bins, types.Array) or not isinstance(v, Vector) or amounts != v:
+        return None
+
+    def lower(context, builder, sig, args):
+        data = context.make_array(bins)(context, builder, args[0]).data
+        low, step, used = args[3:]
+        for x, amount in zip(lanes_of(builder, args[1]), lanes_of(builder, args[2]), strict=True):
+            word = builder.bitcast(x, I64 if x.type == DOUBLE else I32)
+            word = builder.zext(word, I64) if word.type == I32 else word
+            bin_ = builder.lshr(builder.sub(word, low), step)
+            amount = whole_number(builder, amount)
+            adds = builder.icmp_unsigned("!=", amount, ir.Constant(I64, 0))
+            with builder.if_then(builder.and_(builder.icmp_unsigned("<", bin_, used), adds)):
+                builder.atomic_rmw("add", builder.gep(data, [bin_]), amount, "monotonic")
+        return context.get_dummy_value()
+
+    return types.none(bins, v, amounts, types.int64, types.int64, types.int64), lower
 
 
 @intrinsic

@@ -53,6 +53,12 @@ class Elementwise(NamedTuple):
     few: bool  # whether it needs so many registers that a thread does a single vector
 
 
+class Sample(NamedTuple):
+    draw: Callable  # one class per row
+    relaxed: Callable  # softmax with noise
+    hardened: Callable  # 1 at the largest of a row, 0 elsewhere
+
+
 class Divergence(NamedTuple):
     rows: Callable  # that fit into registers, two at a time
     columns: Callable  # along another axis

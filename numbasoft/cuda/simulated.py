@@ -159,6 +159,24 @@ def as_integer(v):
     return v.astype(np.int64)[0]
 
 
+def high_product(a, b):
+    return np.int64(np.uint64((int(a) % 2**64 * (int(b) % 2**64)) >> 64))
+
+
+def leading_zeros(value):
+    return np.int64(64 - (int(value) % 2**64).bit_length())
+
+
+@quiet
+def add_to_bins(bins, v, amounts, low, step, used):
+    kind, _ = integers(v)
+    places = (v.view(kind).astype(np.int64) - low) >> step
+    for place, amount in zip(places, np.rint(amounts).astype(np.int64), strict=True):
+        if 0 <= place < used:
+            with exchange_lock:
+                bins[place] += amount
+
+
 def count(mask):
     return np.int64(np.count_nonzero(mask))
 

@@ -123,12 +123,14 @@ def sums(kind, vectors):
 
 
 @lru_cache
-def total(kind, storage):
-    """The sum of all segments, divided and rounded once; 0 where the divisor is 0."""
+def total(kind, storage, raised=False):
+    """The sum of all segments, divided and rounded once; 0 where the divisor is 0. ``raised``: exp of that."""
     a, of_segment = arithmetic("f8"), arithmetic(kind)
     lift_for, unlift_for, top_of = a.lift_for, a.unlift_for, a.top_of
     own_lift_for, own_unlift_for = of_segment.lift_for, of_segment.unlift_for
     own_top_of, pair_of = of_segment.top_of, of_segment.pair_of
+    shift_of, wide_shift, wide_exponential = a.shift_of, a.wide_shift, a.wide_exponential
+    log2_e, log2_e_rest = a.log2_e
     read_term, read, write = reader(kind, "f8"), reader("f8", "f8"), writer(storage)
 
     def segments_total(
@@ -170,7 +172,13 @@ def total(kind, storage):
                 divisor = read(divisor_at)
             value = (value_of(pair) / divisor) * top * unlift_for(m) * unlift_for(m)
             value = select(m < INFINITY, value, (up - down) / divisor)
-            write(result, select(divisor == 0.0, 0.0, value))
+            value = select(divisor == 0.0, 0.0, value)
+            if raised:
+                high, low = number(value, log2_e), number(value, log2_e_rest)
+                shift = wide_shift(shift_of(zero, high, low), 0.0, high)
+                root, other = wide_exponential(value, shift, high, low)
+                value = root * other
+            write(result, value)
 
     return segments_total, signature(address, whole, types.float64, address, address)
 
@@ -178,10 +186,11 @@ def total(kind, storage):
 # How they are launched: ``one`` makes a launch of a factory, its options, blocks and threads, and of arguments.
 
 
-def last_step(one, kind, storage, segments, divisor, work, result, divisor_at=0):
+def last_step(one, kind, storage, segments, divisor, work, result, divisor_at=0, raised=False):
     """The launch of ``total``."""
     threads, arguments = geometry.TOTAL_THREADS, (work, segments, divisor, divisor_at, result)
-    return one(total, (kind, storage), 1, threads, threads, *arguments)
+    options = (kind, storage, True) if raised else (kind, storage)
+    return one(total, options, 1, threads, threads, *arguments)
 
 
 def cells_for(kind, n):
@@ -190,11 +199,11 @@ def cells_for(kind, n):
     return FIELDS * max(1, -(-n // max(1, length)))
 
 
-def steps(one, kind, storage, n, x, divisor, work, result, divisor_at=0):
-    """The launches for the sum of n numbers, divided."""
+def steps(one, kind, storage, n, x, divisor, work, result, divisor_at=0, raised=False):
+    """The launches for the sum of n numbers, divided; ``raised``: for exp of that."""
     how, length = geometry.segments_launch(n, kind, False)
     segments = -(-n // length) if n else 0
-    last = last_step(one, kind, storage, segments, divisor, work, result, divisor_at)
+    last = last_step(one, kind, storage, segments, divisor, work, result, divisor_at, raised)
     if not n:
         return (last,)
     arguments = x, n, how.team, segments, length, work

@@ -198,6 +198,22 @@ def test_log_probabilities_of_tokens(rng, few_threads):
     assert not np.signbit(run("token_log_probs", np.zeros((1, 1)), np.array([0])))
 
 
+def test_perplexity(rng, few_threads):
+    for dtype, tolerance in ("float32", 1e-6), ("float64", 1e-15), ("float16", 1e-6):
+        x, ids = rng.normal(0, 3, (4, 21)).astype(dtype), np.array([3, 20, -100, 7])
+        got = run("perplexity", x, ids, temperature=0.7)
+        assert got.dtype == np.float64 and got.shape == ()
+        np.testing.assert_allclose(got, numbasoft.perplexity(x, ids, temperature=0.7), rtol=tolerance)
+    assert run("perplexity", np.zeros((5, 32)), np.array([0, 1, 2, 3, -100])) == pytest.approx(32, rel=1e-15)
+    assert run("perplexity", x, np.full(4, -100)) == run("perplexity", x[:0], ids[:0]) == 1
+    x = np.array([[0, 705.0], [0, 711.0]])
+    assert run("perplexity", x[:1].copy(), np.array([0])) == pytest.approx(float(np.exp(705)), rel=1e-12)
+    assert run("perplexity", x[1:].copy(), np.array([0])) == inf
+    assert np.isnan(run("perplexity", x, np.array([0, 2])))
+    with pytest.raises(TypeError, match="target has dtype float64"):
+        run("perplexity", x, x)
+
+
 # --- the same bits however a row is shared out -------------------------------------------------------------
 
 

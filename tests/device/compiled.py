@@ -22,6 +22,7 @@ from numbasoft.ops.cross_entropy import cuda as cross_entropy
 from numbasoft.ops.kl_divergence import cuda as kl_divergence
 from numbasoft.ops.log_softmax import cuda as log_softmax
 from numbasoft.ops.logsumexp import cuda as logsumexp
+from numbasoft.ops.sample import cuda as sample
 from numbasoft.ops.sigmoid import cuda as sigmoid
 from numbasoft.ops.softmax import cuda as softmax
 
@@ -110,6 +111,20 @@ def losses(storage):
     yield from divergences(storage)
     yield from class_losses(storage)
     yield from before_and_after(storage)
+    yield from draws(storage)
+
+
+def draws(storage):
+    """The kernels that draw, and those of softmax with noise."""
+    n = geometry.DRAW_VECTORS[storage]
+    for filtered, size, loads in (False, "few", 2 * n + 1), (True, "losses", 4 * n + 2):
+        if storage == "f8":
+            size, loads = "columns", None  # newer architectures get some loops twice
+        yield Kernel(sample.draw, (storage, filtered), size, geometry.draw_bounds(storage), loads, 0)
+    most, loads = geometry.RELAXED_THREADS, None if storage == "f8" else 2 * n
+    if storage in ("f4", "f8"):
+        yield Kernel(sample.relaxed, (storage,), "few", most, loads, n)
+    yield Kernel(sample.hardened, (storage,), "few", most, loads, n)
 
 
 def elementwise(storage):
@@ -124,6 +139,7 @@ def elementwise(storage):
             yield Kernel(operation.kernel, options, size, most, inputs * vectors, vectors * stores)
     yield Kernel(totals.total, (kind, storage), "few", geometry.TOTAL_THREADS, 0, 0)
     if kind == storage:
+        yield Kernel(totals.total, (kind, "f8", True), "few", geometry.TOTAL_THREADS, 0, 0)
         for vectors in few, middle:
             yield Kernel(totals.sums, (*kinds, vectors), "middle", geometry.MOST_THREADS, vectors, 0)
 
@@ -224,6 +240,7 @@ def chosen():
             yield from ((kernel, next(turn)) for kernel in largest_losses(storage)[every // 2 :: every])
     if not everything:
         yield from nearest_to_a_spill()
+        yield from ((kernel, next(turn)) for kernel in (*draws("b2"), *draws("f8")) if True in kernel.options)
     for options in ("f4", "f4"), ("f8", "b2"), ("u8", "f8"), ("b1", "b1"):
         yield Kernel(copies.copy, options, "copies", copies.THREADS), next(turn)
 

@@ -91,6 +91,7 @@ def losses(x, axis, soft):
 
 def log_likelihoods(x, storage):
     one = cuda.to_device(np.ones(()))
+    numbasoft.perplexity(x, cuda.to_device(np.zeros(len(x), "i8")))
     for target in np.zeros(len(x), "u1"), np.zeros(len(x), "i8"):
         target = cuda.to_device(target)
         numbasoft.nll_loss(x, target)
@@ -98,7 +99,16 @@ def log_likelihoods(x, storage):
         numbasoft.nll_loss_backward(one, x, target)
 
 
+def draws(x, axis=-1):
+    numbasoft.sample(x, axis=axis, rng=1)
+    numbasoft.sample(x, axis=axis, rng=1, top_k=3, top_p=0.9, min_p=0.001)
+    numbasoft.gumbel_softmax(x, axis=axis, rng=1, hard=True)
+
+
 def call_every_kernel(storage):
+    for n in 1, 31, 203, 1003, 9001:
+        draws(zeros((ROWS, n), storage))
+    draws(zeros((37, 35), storage), 0)
     for n in sorted({*widths(storage), *widths(storage, in_pairs=True)}):
         mask = cuda.to_device(np.arange(ROWS * n).reshape(ROWS, n) % 3 > 0)
         forward_and_backward(zeros((ROWS, n), storage), mask, -1)

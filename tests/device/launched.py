@@ -17,7 +17,7 @@ from numba import cuda
 
 import numbasoft
 from benchmarks.gpu_host import StandIn, calls
-from numbasoft.cuda import arrays, class_losses, divergence, elementwise, geometry
+from numbasoft.cuda import arrays, class_losses, divergence, elementwise, geometry, sampling
 from numbasoft.cuda import calls as device_calls
 
 LAST = arrays.device_count() - 1
@@ -64,6 +64,18 @@ def test_a_kernel_gets_what_its_signature_says():
         high, low = (struct.unpack("f", struct.pack("I", given[i] & 0xFFFFFFFF))[0] for i in (8, 9))
         assert high + low == pytest.approx(np.log2(np.e) / 2, rel=1e-12)
         assert (driver.grid, driver.block, driver.device) == (how.blocks(8), how.threads, LAST)
+    driver.keep(0)
+
+
+def test_a_draw_gets_its_key():
+    x = there((8, 1000))
+    numbasoft.sample(x, rng=0)
+    driver.keep(13)
+    for seed in range(6):  # keys of either sign
+        assert launches(lambda seed=seed: numbasoft.sample(x, top_k=5, rng=seed)) == 1
+        key = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+        assert (driver.parameters[4], driver.parameters[5]) == (key, 5)
+        assert (driver.grid, driver.block) == (8, geometry.draw_launch(1000, "f4")[0])
     driver.keep(0)
 
 
@@ -212,7 +224,7 @@ def test_the_sanitizers_see_every_kernel(storage, monkeypatch):
         return Kernel()
 
     monkeypatch.setattr(device_calls, "compiled", compiled_)
-    for module in device_calls, elementwise, divergence, class_losses:
+    for module in device_calls, elementwise, divergence, class_losses, sampling:
         for name, steps in list(vars(module).items()):
             if name.endswith("steps") and hasattr(steps, "__wrapped__"):
                 monkeypatch.setattr(module, name, steps.__wrapped__)

@@ -38,6 +38,7 @@ from numbasoft.cuda import (
     elementwise,
     geometry,
     literal,
+    sampling,
     team,
 )
 from numbasoft.cuda.elementary import arithmetic
@@ -55,7 +56,7 @@ by_name = pytest.mark.parametrize("name", FORWARD + BACKWARD)
 def forget():
     for steps in calls.forward_steps, calls.backward_steps, calls.logsumexp_backward_steps:
         steps.cache_clear()
-    for module in elementwise, divergence, class_losses:
+    for module in elementwise, divergence, class_losses, sampling:
         clear_caches(module)
     calls.REPEATED.clear()
 

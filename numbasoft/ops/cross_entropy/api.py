@@ -530,6 +530,7 @@ def perplexity(
     axis: int = -1,
     ignore_index: int = -100,
     temperature: float = 1.0,
+    stream: Any = None,
 ) -> float:
     r"""The perplexity of target tokens under a language model's logits: exp of their mean cross-entropy.
 
@@ -543,16 +544,21 @@ def perplexity(
         Rows of this class do not count.
     temperature : float, default 1.0
         T, positive and finite.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
     float
-        At least 1, which is also the perplexity of no token at all; computed in float64.
+        At least 1, which is also the perplexity of no token at all; computed in float64. For arrays
+        on a CUDA device an array of one float64 and no axes, on it: the host does not wait for it.
 
     Raises
     ------
     TypeError, ValueError, numpy.exceptions.AxisError
-        As ``cross_entropy``.
+        As ``cross_entropy``. On a CUDA device a class that is out of range, or a row that holds no
+        probabilities, raises nothing and gives NaN.
 
     Examples
     --------
@@ -561,6 +567,9 @@ def perplexity(
     >>> numbasoft.perplexity(np.zeros((5, 32)), [0, 1, 2, 3, -100])
     32.0
     """
+    if arrays.on_device(stream, logits=logits, target=target):
+        options = axis, ignore_index, temperature
+        return device_losses().perplexity(device_kernels(), logits, target, stream, *options)
     rows = checked(logits, target, axis, None, ignore_index, 0.0, 0.0, temperature, "mean", only_classes=True)
     mean = total(losses(rows, None, None)) / rows.divisor if rows.divisor else 0.0
     with np.errstate(over="ignore"):

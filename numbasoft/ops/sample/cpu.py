@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from ...counter import uniforms
+from ...counter import DRAW, NOISE, uniforms
 from ...elementary import largest
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import row_exponentials, row_maximum, row_scaled
@@ -17,9 +17,6 @@ from ...vector import filled, lanes, load_part, row_at, select, sum_across
 
 # No draw of 53 bits tells a probability below this from 0, nor what stands for -inf.
 NOTHING = 2.0**-149
-
-# Which numbers of a row's a function takes.
-DRAW, NOISE = 0, 1
 
 BLOCK = 1024
 

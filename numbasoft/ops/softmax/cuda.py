@@ -11,7 +11,6 @@ from ...cuda.backend import (
     gatherer,
     largest_lane,
     loader,
-    mask_of,
     maximum,
     number,
     scatterer,
@@ -23,6 +22,7 @@ from ...cuda.elementary import arithmetic_of, parts_of
 from ...cuda.geometry import ITEMSIZE, LAST_VECTORS, SEGMENT_VECTORS, STRIDED_LANES, segment_length
 from ...cuda.masked import masked_gatherer, masked_loader
 from ...cuda.operations import Backward, Forward
+from ...cuda.quotients import quotients
 from ...cuda.signatures import address, number_type, signature, size, whole
 from ...cuda.split import KEPT, MAXIMUM, SECOND, count_over, maximum_of, segment_place, sum_over
 from ...cuda.team import (
@@ -37,26 +37,6 @@ from ...cuda.team import (
 )
 
 INFINITY, NAN = float("inf"), float("nan")
-
-
-@lru_cache
-def quotients(storage):
-    """Loop 4 for a thread's elements, and what it needs once for every row."""
-    a = arithmetic_of(storage)
-    pair_of, reciprocal = a.pair_of, a.reciprocal
-
-    @jit.device
-    def factor(m, total):
-        """1 / sum in two parts; NaN where the row has no finite answer."""
-        s, lost = pair_of(m, total)
-        r, r_rest = reciprocal(s, lost)
-        return select(m < INFINITY, r, NAN), r_rest
-
-    @jit.device
-    def quotient(e, factor, is_empty):
-        return select(mask_of(is_empty), 0.0, fma(e, factor[0], e * factor[1]))
-
-    return factor, quotient
 
 
 @lru_cache
