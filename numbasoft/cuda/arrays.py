@@ -22,6 +22,7 @@ INTEGERS = {
 }  # fmt: skip
 NAME = {storage: name for name, storage in (STORAGE | INTEGERS).items()}
 CUDA_DEVICES = 2, 13  # DLPack's names for device memory and for managed memory
+DEFAULT_STREAMS = 0, 1  # CUDA's numbers for a device's own stream
 
 
 class Device:
@@ -108,7 +109,7 @@ class CuPy:
     def current_stream(self, ordinal):
         import cupy
 
-        return cupy.cuda.get_current_stream().ptr
+        return cupy.cuda.get_current_stream(ordinal).ptr
 
 
 class Torch:
@@ -126,7 +127,10 @@ class Torch:
         device, dtype = torch.device("cuda", like.ordinal), getattr(torch, NAME[storage])
         if torch.cuda.current_stream(device).cuda_stream == stream:
             return torch.empty(shape, dtype=dtype, device=device)
-        with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=device)):
+        # an ExternalStream of 0 is a stream of PyTorch's pool, and memory is kept by streams
+        is_default = stream in DEFAULT_STREAMS
+        other = torch.cuda.default_stream(device) if is_default else torch.cuda.ExternalStream(stream, device)
+        with torch.cuda.stream(other):
             return torch.empty(shape, dtype=dtype, device=device)
 
     def current_stream(self, ordinal):

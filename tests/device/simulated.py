@@ -8,6 +8,10 @@ Sums have no order, so the number of threads that share a row changes no bit; th
 and the tests of accuracy then let one thread have a whole row, which is a thousand times faster here.
 """
 
+import contextlib
+import sys
+from types import SimpleNamespace
+
 import elements_oracle
 import numpy as np
 import oracle
@@ -30,6 +34,7 @@ from samples import (
 
 import numbasoft
 from numbasoft.cuda import (
+    arrays,
     calls,
     class_losses,
     copies,
@@ -444,6 +449,34 @@ def test_out_and_in_place(rng, one_thread):
         grad = there(np.ones_like(x))
         assert numbasoft.softmax_backward(grad, d, axis, out=grad) is grad
         np.testing.assert_allclose(here(grad), 0, atol=1e-15)
+
+
+def test_memory_of_pytorch_belongs_to_the_stream_that_is_launched_into(monkeypatch):
+    # not to one of its pool, which is what its ExternalStream of 0 is
+    current = ["current"]
+
+    @contextlib.contextmanager
+    def within(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    of_cuda = SimpleNamespace(
+        current_stream=lambda device: SimpleNamespace(cuda_stream=7), default_stream=lambda device: "default",
+        ExternalStream=lambda handle, device: handle or "of the pool", stream=within,
+    )  # fmt: skip
+    torch = SimpleNamespace(
+        cuda=of_cuda, float32="float32", device=lambda *which: which, empty=lambda *a, **o: current[-1]
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    for handle, stream in (7, "current"), (0, "default"), (1, "default"), (9, 9):
+        assert arrays.TORCH.empty((2,), "f4", SimpleNamespace(ordinal=0), handle) == stream
+
+
+def test_the_current_stream_of_cupy_is_that_of_the_array_s_device(monkeypatch):
+    of_cuda = SimpleNamespace(get_current_stream=lambda device=0: SimpleNamespace(ptr=100 + device))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=of_cuda))
+    assert arrays.CUPY.current_stream(1) == 101
 
 
 def test_repeated_calls_skip_the_checks_and_nothing_else(rng, one_thread, monkeypatch):
