@@ -458,6 +458,27 @@ def test_capture_in_a_graph(n, rng):
     assert y.cpu().numpy().tobytes() == run("softmax", [host]).tobytes()
 
 
+@pytest.mark.parametrize(("n", "axis"), [(1000, -1), (100_003, -1), (1000, (0, 2))], ids=str)
+def test_capture_by_cupy(n, axis, rng):
+    # its pool would give working memory away again when the captured call is over
+    cupy = pytest.importorskip("cupy")
+    host = rng.normal(0, 3, (4, 3, n)).astype(np.float32)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        x = cupy.zeros(host.shape, np.float32)
+        y = cupy.empty_like(x)
+        numbasoft.softmax(x, axis, out=y)  # compiles
+        stream.begin_capture()
+        numbasoft.softmax(x, axis, out=y)
+        graph = stream.end_capture()
+        others = [cupy.zeros(size, np.int64) for size in (*range(64, 2000, 64), 6 * n, 6 * n)]
+        x.set(host)
+        graph.launch(stream)
+        stream.synchronize()
+        assert not any(other.any() for other in others)
+    assert y.get().tobytes() == run("softmax", [host], axis).tobytes()
+
+
 def test_bad_input(rng):
     torch = pytest.importorskip("torch")
     x = torch.zeros((2, 3), device="cuda")

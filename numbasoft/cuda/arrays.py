@@ -5,6 +5,7 @@ strides, which is never read or written. All that ``numbasoft.checks`` knows abo
 axes and overlaps holds for it.
 """
 
+import contextlib
 import ctypes
 import sys
 from functools import lru_cache
@@ -297,3 +298,26 @@ def wait_for(array, handle, ordinal):
     event = cuda.event(timing=False)
     event.record(numba_stream(int(array.stream), ordinal))
     event.wait(numba_stream(handle, ordinal))
+
+
+def is_capturing(handle):
+    """Whether what a stream is given now becomes part of a graph."""
+    if SIMULATED or handle in DEFAULT_STREAMS:
+        return False
+    from cuda.bindings import driver
+
+    _, status = driver.cuStreamIsCapturing(handle)
+    return status == driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE
+
+
+@contextlib.contextmanager
+def allocation_while_capturing():
+    """Within, this thread may allocate memory, which a capture otherwise forbids: it is no part of the graph."""
+    from cuda.bindings import driver
+
+    relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    _, before = driver.cuThreadExchangeStreamCaptureMode(relaxed)
+    try:
+        yield
+    finally:
+        driver.cuThreadExchangeStreamCaptureMode(before)

@@ -8,6 +8,7 @@ import struct
 import sys
 import threading
 import warnings
+from types import SimpleNamespace
 
 import compiled
 import every_kernel
@@ -167,6 +168,32 @@ def test_working_memory_is_kept_and_belongs_to_the_stream():
     driver.keep(0)
     assert all(len(places) == 1 for places in work.values())
     assert work[None] != work[stream]
+
+
+def test_memory_of_graphs_is_their_own(monkeypatch):
+    # a graph is launched again: its memory must not be another's by then, nor that of calls on its stream
+    x, lse, stream = there((2, 300_000)), there(2), cuda.stream()
+    apart, out = there((200, 3, 2)), there((200, 3, 2))
+    numbasoft.logsumexp(x, out=lse, stream=stream)
+    numbasoft.softmax(apart, (0, 2), out=out, stream=stream)
+    handle, work = int(stream.handle), []
+    monkeypatch.setattr(device_calls, "of_graphs", [])
+    driver.keep(8)
+    try:
+        for captured in handle, handle, None:
+            driver.capture(captured)
+            numbasoft.logsumexp(x, out=lse, stream=stream)
+            work.append(driver.parameters[5])
+        driver.capture(handle)
+        numbasoft.softmax(apart, (0, 2), out=out, stream=stream)
+        monkeypatch.setattr(arrays.CuPy, "empty", arrays.Numba.empty)
+        like, keep = SimpleNamespace(home=arrays.CUPY, ordinal=LAST), []
+        device_calls.fresh((100,), "i8", like, handle, keep)  # else CuPy's pool would give it away again
+    finally:
+        driver.capture(None)
+        driver.keep(0)
+    assert len(set(work)) == 3
+    assert len(device_calls.of_graphs) == 5 and not keep
 
 
 def test_small_launches_warn_of_nothing():
