@@ -157,6 +157,24 @@ def test_what_is_refused_stays_refused():
         numbasoft.softmax(x, 1, out=y, stream="main")
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((2**31,), 0), ((2, 2**31), 0), ((2**31 - 1,), 0)], ids=str)
+def test_rows_that_kernels_cannot_count(shape, axis):
+    at = address(there(1))
+
+    class Huge:
+        def __init__(self, offset):
+            self.__cuda_array_interface__ = {
+                "shape": shape, "typestr": "<f2", "data": (at + offset, False), "version": 3,
+            }  # fmt: skip
+
+    x, out = Huge(0), Huge(2**34)
+    if max(shape) == 2**31:
+        with pytest.raises(ValueError, match="x has 2147483648 elements in a row, or rows side by side"):
+            numbasoft.softmax(x, axis, out=out)
+    else:
+        assert launches(lambda: numbasoft.softmax(x, axis, out=out)) == 3
+
+
 def test_working_memory_is_kept_and_belongs_to_the_stream():
     x, y, stream = there((2, 300_000)), there((2, 300_000)), cuda.stream()
     driver.keep(8)
