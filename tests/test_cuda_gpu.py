@@ -178,6 +178,13 @@ def test_ten_million_elements_in_one_row(name, dtype, rng):
     compare(name, rng.normal(0, 3, (1, 10_000_000)).astype(dtype), rng)
 
 
+@by_forward
+def test_ten_million_terms_that_are_all_rounded_down(name, rng):
+    x = np.full((1, 10_000_000), -1 + np.log(2.0**-45), np.float32)
+    x[0, :2] = 0, -1
+    compare(name, x, rng)
+
+
 def test_long_rows_of_equal_elements():
     for n in (300_000, 10_000_000):
         got = run("softmax", [np.zeros((2, n), np.float32)])

@@ -248,6 +248,51 @@ def test_the_bits_depend_on_the_row_alone(name, dtype, rng, monkeypatch):
     assert alone.tobytes() == ways["team"][1:].tobytes()
 
 
+@pytest.fixture
+def one_thread_a_segment(monkeypatch):
+    """Segments of a million float32, each in a single thread."""
+    from numbasoft.cuda import split
+    from numbasoft.ops.log_softmax import cuda as log_softmax
+    from numbasoft.ops.softmax import cuda as softmax
+
+    modules = split, log_softmax, softmax
+    for module in geometry, *modules:
+        monkeypatch.setitem(module.SEGMENT_VECTORS, "f4", 1 << 18)
+        if hasattr(module, "LAST_VECTORS"):
+            monkeypatch.setitem(module.LAST_VECTORS, "f4", 1 << 18)
+    monkeypatch.setattr(geometry, "SEGMENT_THREADS", 1)
+    clear(*modules)
+    yield
+    monkeypatch.undo()
+    clear(*modules)
+
+
+def test_very_long_rows_of_terms_below_the_unit(one_thread_a_segment):
+    # so many halves of a unit were several ULP: all are rounded in one direction
+    n, dtype = 10_000_000, np.float32
+    x = np.full((1, n), np.log(2.0**-45), dtype)
+    x[0, 0] = 0
+    exact = np.exp(x[0, :2].astype(np.longdouble))
+    total = 1 + (n - 1) * exact[1]
+    got = run("softmax", [x])[0, [0, 1, -1]]
+    want = exact[[0, 1, 1]] / total
+    assert (abs(got - want) / np.spacing(want.astype(dtype))).max() < 2
+    x[0, 1:] -= 1
+    x[0, 1] = -1
+    total = np.exp(x[0, :3].astype(np.longdouble)) @ [1, 1, n - 2]
+    got = run("log_softmax", [x])[0, 0]
+    assert abs(got + np.log(total)) < 2 * np.spacing(np.log(total).astype(dtype))
+    # of the gradient the largest term is 1, and the others' signs are the same
+    y = np.full((1, n), 2.0**-45 * 1.98, dtype)
+    y[0, 0] = 1
+    g = np.ones_like(y)
+    total = 1 + (n - 1) * np.longdouble(y[0, 1])
+    got = run("softmax_backward", [g, y])[0, 0]
+    assert abs(got - (1 - total)) < 4 * np.spacing(dtype(1))
+    got = run("log_softmax_backward", [y, np.zeros_like(y)])[0, 0]
+    assert abs(got - (1 - total)) < 4 * np.spacing(dtype(1))
+
+
 @pytest.mark.parametrize(("name", "n"), [("softmax", 3), ("softmax", 600), ("log_softmax_backward", 130)])
 def test_real_launches_of_every_kind(name, n, rng):
     # by part of a warp, by a warp, and by several warps that meet in shared memory
