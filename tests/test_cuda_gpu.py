@@ -24,6 +24,7 @@ from samples import (
     huge_logits,
     overflowing_gradients,
     sample,
+    subnormal_probabilities,
 )
 
 import numbasoft
@@ -154,6 +155,7 @@ def test_backward_at_the_ends_of_the_range(dtype, temperature, rng):
     given = [("log_softmax_backward", a) for a in ends_of_log_softmax_backward(rng, dtype)]
     given += [("log_softmax_backward", overflowing_gradients(n, dtype)) for n in (5, 300, 100_003)]
     given += [("logsumexp_backward", a) for a in ends_of_logsumexp_backward(dtype, 1.0, temperature)]
+    given.append(("softmax_backward", subnormal_probabilities(dtype)))
     if temperature < 1e20:  # beyond, the oracle needs a T of few bits
         given.append(("logsumexp_backward", huge_logits(rng, dtype, temperature)))
     for name, arrays in given:

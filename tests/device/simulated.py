@@ -30,6 +30,7 @@ from samples import (
     huge_logits,
     overflowing_gradients,
     sample,
+    subnormal_probabilities,
 )
 
 import numbasoft
@@ -426,6 +427,7 @@ def test_softmax_backward_at_the_ends_of_the_range(dtype, temperature, one_threa
         (g * np.ones_like(y), y) for g in np.array([[-most, most], [least, 3 * least], [most, 0]], dtype)
     ]
     compare_backward("softmax_backward", given, temperature)
+    compare_backward("softmax_backward", [subnormal_probabilities(dtype)], temperature)
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e-2, 0.5, 1e28, 1e30])
