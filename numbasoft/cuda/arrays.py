@@ -36,7 +36,8 @@ class Device:
         if storage is None:
             raise TypeError(f"{name} has dtype {dtype}, but must have one of {checks.SUPPORTED}")
         plain = np.dtype(np.uint16 if storage == "b2" else dtype)
-        if address % plain.itemsize or any(s % plain.itemsize for s in strides or ()):
+        steps = [s for s, n in zip(strides or (), shape, strict=False) if n > 1]
+        if address % plain.itemsize or any(s % plain.itemsize for s in steps):
             raise ValueError(
                 f"{name} is not aligned: its elements must lie at multiples of {plain.itemsize} bytes"
             )
@@ -266,6 +267,8 @@ def ordinal_of(address):
 def handle_of(stream):
     """The number of a stream of any library; an int is one already."""
     if isinstance(stream, int) and not isinstance(stream, bool):
+        if not 0 <= stream < 2**64:
+            raise ValueError(f"stream is {stream}, which is the number of no CUDA stream")
         return stream
     if hasattr(stream, "__cuda_stream__"):
         protocol = stream.__cuda_stream__

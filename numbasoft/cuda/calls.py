@@ -283,13 +283,15 @@ class Call:
         run(prepared, addresses, working_memory(self.first, self.handle, self.keep))
 
     def copied(self, source, view, target, target_view):
-        """Copy elements; views are shadows of one shape."""
+        """Copy elements; views are shadows of one shape, done part by part where too many axes have gaps."""
         axes = [(n, (a, b)) for n, a, b in zip(view.shape, view.strides, target_view.strides, strict=True)]
         axes = layout.merged(axes)
         if len(axes) > layout.MOST_AXES:
-            raise ValueError(
-                f"{source.name} has strides {view.strides}: no more than {layout.MOST_AXES} axes may have gaps"
-            )
+            n, cut = min((n, i) for i, n in enumerate(view.shape) if n > 1)
+            for i in range(n):
+                part = (*[slice(None)] * cut, i, ...)
+                self.copied(source, view[part], target, target_view[part])
+            return
         lengths, (from_, to) = layout.five(axes, 2)
         blocks = -(-view.size // copies.THREADS)
         arguments = Slot(0), *from_, *lengths[1:], view.size, Slot(1), *to

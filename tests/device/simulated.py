@@ -472,6 +472,17 @@ def test_layouts(name, view, rng, one_thread):
         np.testing.assert_allclose(got, want, rtol=2e-15, atol=1e-300)
 
 
+def test_more_axes_than_a_copy_takes(rng, one_thread):
+    x = rng.normal(0, 3, (2, 3, 1, 2, 2, 2, 3))
+    for axis in (0, 3, 5), (1, 4, 6):
+        np.testing.assert_allclose(run("softmax", [x], axis), numbasoft.softmax(x, axis), rtol=2e-15)
+
+
+def test_a_stride_that_is_never_taken_may_be_any(one_thread):
+    x = np.lib.stride_tricks.as_strided(np.arange(3.0), (1, 3), (3, 8))
+    np.testing.assert_array_equal(run("softmax", [x]), numbasoft.softmax(np.arange(3.0))[None])
+
+
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int32", "uint64"])
 @by_forward
 def test_integers_become_float64(name, dtype, one_thread):
@@ -601,6 +612,8 @@ def test_empty_arrays(name):
         (lambda x: numbasoft.logsumexp_backward(x, x, x), ValueError, "grad has shape"),
         (lambda x: numbasoft.softmax(there(np.ones(3, complex))), TypeError, "x has dtype complex128"),
         (lambda x: numbasoft.softmax(x, stream="main"), TypeError, "stream is 'main'"),
+        (lambda x: numbasoft.softmax(x, stream=-5), ValueError, "stream is -5"),
+        (lambda x: numbasoft.softmax(x, stream=2**64), ValueError, "stream is 18446744073709551616"),
         (lambda x: numbasoft.softmax(x, out=np.empty((2, 3))), TypeError, "out is not"),
     ],
 )
