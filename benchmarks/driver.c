@@ -11,7 +11,8 @@
 
 typedef unsigned long long Address;
 typedef int Result;
-enum { SUCCESS, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, INVALID_CONTEXT = 201 };
+enum { SUCCESS, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, INVALID_CONTEXT = 201, CAPTURE_UNSUPPORTED = 900 };
+enum { GLOBAL, THREAD_LOCAL, RELAXED }; /* modes of a capture */
 enum { MULTIPROCESSORS = 16, MAJOR = 75, MINOR = 76 };
 enum { VERSION = 13000, MOST_PARAMETERS = 32, DEPTH = 16, DEVICES = 2 };
 #define ROOM ((size_t)1 << 36)
@@ -34,6 +35,8 @@ void *stand_in_stream;
 int stand_in_device;
 Address stand_in_parameters[MOST_PARAMETERS];
 int stand_in_count; /* how many parameters a kernel has; to be set before its launch */
+void *stand_in_captured; /* the stream that is captured now, if there is one */
+static _Thread_local int mode = GLOBAL;
 
 static Result nothing(void) { return SUCCESS; }
 static Result make(void **handle) { *handle = (void *)(handles += 16); return SUCCESS; }
@@ -85,9 +88,21 @@ static Result stream_make(size_t *stream, unsigned flags) {
 static Result stream_device(size_t stream, int *device) { *device = stream & 15; return SUCCESS; }
 static Result stream_context(size_t stream, char **context) { return retain(context, stream & 15); }
 
+static Result is_capturing(void *stream, int *status) {
+    *status = stream && stream == stand_in_captured;
+    return SUCCESS;
+}
+static Result exchange_mode(int *other) {
+    int before = mode;
+    mode = *other;
+    *other = before;
+    return SUCCESS;
+}
+
 static Result allocate(Address *address, size_t n) {
     int device;
     if (context_device(&device)) return INVALID_CONTEXT;
+    if (stand_in_captured && mode != RELAXED) return CAPTURE_UNSUPPORTED;
     if (!memory[device]) {
         memory[device] = mmap(0, ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory[device] == MAP_FAILED) return OUT_OF_MEMORY;
@@ -138,6 +153,7 @@ static const struct { const char *name; void *function; } KNOWN[] = {
     {"cuMemcpyHtoD", copy}, {"cuMemcpyHtoDAsync", copy}, {"cuMemcpyDtoH", copy},
     {"cuMemcpyDtoHAsync", copy}, {"cuMemcpyDtoD", copy}, {"cuMemcpyDtoDAsync", copy},
     {"cuStreamCreate", stream_make}, {"cuStreamCreateWithPriority", stream_make},
+    {"cuStreamIsCapturing", is_capturing}, {"cuThreadExchangeStreamCaptureMode", exchange_mode},
     {"cuStreamGetDevice", stream_device}, {"cuStreamGetCtx", stream_context}, {"cuEventCreate", make},
     {"cuLibraryLoadData", load}, {"cuLibraryGetKernel", kernel}, {"cuKernelGetFunction", kernel},
     {"cuKernelGetAttribute", kernel_attribute}, {"cuLinkCreate", link_create},

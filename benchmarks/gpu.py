@@ -84,9 +84,12 @@ def libraries(flush):
     }
     result["PyTorch"] = Rival(of_torch, same, by_events)
     missing = {}
-    if find_spec("cupy") and find_spec("scipy"):
+    try:
         import cupy
         from cupyx.scipy import special
+    except ImportError as error:
+        missing["CuPy"] = sentence(error)
+    else:
 
         def to_cupy(*tensors):
             return [cupy.from_dlpack(t) for t in tensors]
@@ -94,17 +97,19 @@ def libraries(flush):
         names = "softmax", "log_softmax", "logsumexp"
         of_cupy = {n: partial(getattr(special, n), axis=-1) for n in names}
         result["CuPy"] = Rival(of_cupy, to_cupy, by_events)
-    else:
-        missing["CuPy"] = "CuPy and SciPy are not installed"
-    if find_spec("triton"):
+    try:
         result["Triton"] = Rival({"softmax": triton_softmax()}, same, by_events)
-    else:
-        missing["Triton"] = "Triton is not installed"
+    except ImportError as error:
+        missing["Triton"] = sentence(error)
     try:
         result["JAX"] = jax_rival()
     except (ImportError, RuntimeError) as error:
-        missing["JAX"] = str(error).splitlines()[0]
+        missing["JAX"] = sentence(error)
     return result, missing
+
+
+def sentence(error):
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def jax_functions():
@@ -189,6 +194,7 @@ def divergence(x, y):
 
 def triton_softmax():
     """The softmax of Triton's tutorial: a row to a program, padded to a power of two."""
+    global tl  # Triton up to 3.3 looks up a kernel's names in its module alone
     import torch
     import triton
     import triton.language as tl
@@ -350,8 +356,8 @@ def measure(name, dtype, rows, n, rivals, flush, generator):
             theirs = rival.given(*given)
             call = partial(rival.functions[name], *theirs)
             got = call()
-        except (TypeError, ValueError, RuntimeError) as error:
-            row.setdefault("failed", {})[library] = str(error).splitlines()[0]
+        except Exception as error:  # out of memory, or a compiler's: of every library's own kind
+            row.setdefault("failed", {})[library] = sentence(error)
             continue
         if got is None:
             continue

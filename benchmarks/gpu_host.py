@@ -22,7 +22,7 @@ CALLS, ROUNDS = 1000, 15
 COUNTED = {
     "launches": ctypes.c_long, "loads": ctypes.c_long, "links": ctypes.c_long, "grid": ctypes.c_uint,
     "block": ctypes.c_uint, "stream": ctypes.c_void_p, "device": ctypes.c_int, "count": ctypes.c_int,
-    "parameters": ctypes.c_ulonglong * 32,
+    "parameters": ctypes.c_ulonglong * 32, "captured": ctypes.c_void_p,
 }  # fmt: skip
 
 
@@ -56,6 +56,10 @@ class StandIn:
     def keep(self, count):
         """Keep so many parameters of the launches to come."""
         self.cells["count"].value = count
+
+    def capture(self, stream):
+        """From now on a stream of this number is captured; None ends that."""
+        self.cells["captured"].value = stream
 
 
 def calls():

@@ -123,6 +123,15 @@ def ends_of_log_softmax_backward(rng, dtype):
             yield g, log_y
 
 
+def subnormal_probabilities(dtype):
+    """Arguments of softmax_backward, of which 1 / T alone would round y."""
+    limits = np.finfo(dtype)
+    y = np.array([[1, 1, 3, 1001]] * 4, dtype)
+    y[:, 1:] *= limits.smallest_subnormal
+    g = np.array([1, 1e3, 1e15, 0.99 * limits.max], dtype)[:, None] * np.array([0, 1, -0.7, 0.3], dtype)
+    return g, y
+
+
 def overflowing_gradients(n, dtype):
     """A row of gradients and log_y; sums of three and more of the gradients overflow on the way."""
     most = 1.7e308 if dtype == DTYPES["float64"] else 3e38

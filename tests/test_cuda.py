@@ -310,6 +310,21 @@ def test_a_stream_for_arrays_on_the_cpu():
             call(np.zeros((2, 3), np.float32), stream=7)
 
 
+ABSENT = "jax", "matplotlib", "ml_dtypes", "mpmath", "onnx", "scipy", "sklearn", "torch"
+
+
+def test_the_tests_for_a_gpu_are_found_where_no_test_extra_is_installed():
+    code = (
+        f"import sys, pytest; sys.modules.update(dict.fromkeys({ABSENT})); "
+        "sys.exit(pytest.main(['-m', 'gpu', '--collect-only', '-p', 'no:cacheprovider']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parent, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(Path(numbasoft.__file__).parents[1])}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "test_every_width" in done.stdout, done.stdout[-4000:]
+
+
 # --- processes of their own --------------------------------------------------------------------------------
 
 needs_numba_cuda = pytest.mark.skipif(

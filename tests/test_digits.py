@@ -7,9 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 import numbasoft
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed, whose digits are learned here")
+from sklearn.datasets import load_digits
 
 CLASSES = 10
 

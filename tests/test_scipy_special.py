@@ -18,14 +18,17 @@ import sys
 import tempfile
 from collections import Counter
 
-import mpmath
 import numpy as np
 import pytest
-import scipy
-import scipy.special
 
 import numbasoft
 from numbasoft.scipy import special
+
+pytest.importorskip("mpmath", reason="mpmath is not installed, which gives the exact answers here")
+pytest.importorskip("scipy", reason="SciPy is not installed, whose functions and tests these are")
+import mpmath
+import scipy
+import scipy.special
 
 nan, inf = np.nan, np.inf
 

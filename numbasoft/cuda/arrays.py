@@ -5,6 +5,7 @@ strides, which is never read or written. All that ``numbasoft.checks`` knows abo
 axes and overlaps holds for it.
 """
 
+import contextlib
 import ctypes
 import sys
 from functools import lru_cache
@@ -22,6 +23,7 @@ INTEGERS = {
 }  # fmt: skip
 NAME = {storage: name for name, storage in (STORAGE | INTEGERS).items()}
 CUDA_DEVICES = 2, 13  # DLPack's names for device memory and for managed memory
+DEFAULT_STREAMS = 0, 1  # CUDA's numbers for a device's own stream
 
 
 class Device:
@@ -34,7 +36,8 @@ class Device:
         if storage is None:
             raise TypeError(f"{name} has dtype {dtype}, but must have one of {checks.SUPPORTED}")
         plain = np.dtype(np.uint16 if storage == "b2" else dtype)
-        if address % plain.itemsize or any(s % plain.itemsize for s in strides or ()):
+        steps = [s for s, n in zip(strides or (), shape, strict=False) if n > 1]
+        if address % plain.itemsize or any(s % plain.itemsize for s in steps):
             raise ValueError(
                 f"{name} is not aligned: its elements must lie at multiples of {plain.itemsize} bytes"
             )
@@ -108,7 +111,7 @@ class CuPy:
     def current_stream(self, ordinal):
         import cupy
 
-        return cupy.cuda.get_current_stream().ptr
+        return cupy.cuda.get_current_stream(ordinal).ptr
 
 
 class Torch:
@@ -126,7 +129,10 @@ class Torch:
         device, dtype = torch.device("cuda", like.ordinal), getattr(torch, NAME[storage])
         if torch.cuda.current_stream(device).cuda_stream == stream:
             return torch.empty(shape, dtype=dtype, device=device)
-        with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=device)):
+        # an ExternalStream of 0 is a stream of PyTorch's pool, and memory is kept by streams
+        is_default = stream in DEFAULT_STREAMS
+        other = torch.cuda.default_stream(device) if is_default else torch.cuda.ExternalStream(stream, device)
+        with torch.cuda.stream(other):
             return torch.empty(shape, dtype=dtype, device=device)
 
     def current_stream(self, ordinal):
@@ -261,6 +267,8 @@ def ordinal_of(address):
 def handle_of(stream):
     """The number of a stream of any library; an int is one already."""
     if isinstance(stream, int) and not isinstance(stream, bool):
+        if not 0 <= stream < 2**64:
+            raise ValueError(f"stream is {stream}, which is the number of no CUDA stream")
         return stream
     if hasattr(stream, "__cuda_stream__"):
         protocol = stream.__cuda_stream__
@@ -293,3 +301,26 @@ def wait_for(array, handle, ordinal):
     event = cuda.event(timing=False)
     event.record(numba_stream(int(array.stream), ordinal))
     event.wait(numba_stream(handle, ordinal))
+
+
+def is_capturing(handle):
+    """Whether what a stream is given now becomes part of a graph."""
+    if SIMULATED or handle in DEFAULT_STREAMS:
+        return False
+    from cuda.bindings import driver
+
+    _, status = driver.cuStreamIsCapturing(handle)
+    return status == driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE
+
+
+@contextlib.contextmanager
+def allocation_while_capturing():
+    """Within, this thread may allocate memory, which a capture otherwise forbids: it is no part of the graph."""
+    from cuda.bindings import driver
+
+    relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    _, before = driver.cuThreadExchangeStreamCaptureMode(relaxed)
+    try:
+        yield
+    finally:
+        driver.cuThreadExchangeStreamCaptureMode(before)

@@ -196,27 +196,41 @@ class Scratch(threading.local):
 
 
 scratch = Scratch()
+of_graphs: list[Any] = []  # of which nobody tells when they are gone
+
+
+def fresh(shape, storage, like, handle, keep):
+    """An array for one call on arrays like this one, in ``keep`` until its kernels are launched.
+
+    A graph is launched again, into any stream: what is captured keeps its arrays for good.
+    PyTorch sees to that itself.
+    """
+    home = arrays.NUMBA if like.home is arrays.OTHER else like.home
+    if home is arrays.TORCH or not arrays.is_capturing(handle):
+        keep.append(home.empty(shape, storage, like, handle))
+        return keep[-1]
+    with arrays.allocation_while_capturing():
+        of_graphs.append(home.empty(shape, storage, like, handle))
+    return of_graphs[-1]
 
 
 def working_memory(like, handle, keep):
     """A function that gives the address of so many int64 of the device that ``like`` is on.
 
-    CuPy and PyTorch keep memory for reuse in the order of a stream, and apart while a graph
-    is captured. Numba would wait for the device to free it: here it stays with the stream.
+    CuPy and PyTorch keep memory for reuse in the order of a stream. Numba would wait for the
+    device to free it: here it stays with the stream.
     """
 
-    def of_library(cells):
-        keep.append(like.home.empty((cells,), "i8", like, handle))
-        return arrays.quick_look(keep[-1])[0]
-
-    def of_stream(cells):
+    def address(cells):
+        if like.home in (arrays.CUPY, arrays.TORCH) or arrays.is_capturing(handle):
+            return arrays.quick_look(fresh((cells,), "i8", like, handle, keep))[0]
         key = like.ordinal, handle
         array = scratch.arrays.get(key)
         if array is None or array.size < cells:
             array = scratch.arrays[key] = cuda.device_array(cells, np.int64)
         return arrays.quick_look(array)[0]
 
-    return of_library if like.home in (arrays.CUPY, arrays.TORCH) else of_stream
+    return address
 
 
 # The calls.
@@ -261,23 +275,23 @@ class Call:
 
     def temporary(self, shape, storage):
         """An array for this call alone, that is not given back before its kernels are launched."""
-        home = arrays.NUMBA if self.first.home is arrays.OTHER else self.first.home
         self.has_copies = True
-        self.keep.append(home.empty(shape, storage, self.first, self.handle))
-        return describe(self.keep[-1], "a temporary array")
+        return describe(fresh(shape, storage, self.first, self.handle, self.keep), "a temporary array")
 
     def launch(self, prepared, addresses):
         self.launched.append(prepared)
         run(prepared, addresses, working_memory(self.first, self.handle, self.keep))
 
     def copied(self, source, view, target, target_view):
-        """Copy elements; views are shadows of one shape."""
+        """Copy elements; views are shadows of one shape, done part by part where too many axes have gaps."""
         axes = [(n, (a, b)) for n, a, b in zip(view.shape, view.strides, target_view.strides, strict=True)]
         axes = layout.merged(axes)
         if len(axes) > layout.MOST_AXES:
-            raise ValueError(
-                f"{source.name} has strides {view.strides}: no more than {layout.MOST_AXES} axes may have gaps"
-            )
+            n, cut = min((n, i) for i, n in enumerate(view.shape) if n > 1)
+            for i in range(n):
+                part = (*[slice(None)] * cut, i, ...)
+                self.copied(source, view[part], target, target_view[part])
+            return
         lengths, (from_, to) = layout.five(axes, 2)
         blocks = -(-view.size // copies.THREADS)
         arguments = Slot(0), *from_, *lengths[1:], view.size, Slot(1), *to

@@ -7,7 +7,8 @@ rounded x - m (worth |x - m| / 2 ULP of the result) ever exists. A common power 
 
 A sum is a sum of integers: every term is rounded to a multiple of a 2**44th (float64: a
 2**93rd) of the largest possible one and added in 64 bits. Such a sum is off by less than
-n / 2**45 of the largest term whatever the values, and it has **no order**: its bits depend
+n / 2**45 of the largest term whatever the values (in float32 by n / 2**49 where a row is
+longer than 2**16, see ``numbasoft.cuda.split``), and it has **no order**: its bits depend
 neither on the threads that share a row, nor on its alignment or axis, nor on the GPU. A
 logarithm near 0 needs the sum of the others without the maximum; it is taken relative to
 the largest of the others.
@@ -67,17 +68,18 @@ PART, PART_MASK = 2.0**PART_BITS, 2**PART_BITS - 1
 # probability is a normal number and what stands for exp(-inf) is 0 in every quotient; what rounds
 # to integers, and what rounds to a fraction that a whole number can stand beside; the exponent's
 # bias; the largest term of a sum of integers; log(2) in two parts, the first with zeros at its
-# end; how many terms of the logarithm's series; and when and how products are scaled.
+# end; how many terms of the logarithm's series; when and how products are scaled; and the
+# smallest normal number, of which the smallest of all is ``epsilon``.
 KINDS = {
     "f4": dict(
         offset=44.0, magic=1.5 * 2.0**23, fraction=1.5 * 2.0**13, bias=127.0, unit=2.0**44,
         log_2=(0.693145751953125, 1.4286068203094172e-06), terms=5,
-        tiny=2.0**-70, lift=2.0**40, huge=2.0**120,
+        tiny=2.0**-70, lift=2.0**40, huge=2.0**120, smallest=2.0**-126, epsilon=2.0**-23,
     ),
     "f8": dict(
         offset=200.0, magic=1.5 * 2.0**52, fraction=1.5 * 2.0**32, bias=1023.0, unit=2.0**46,
         log_2=(0.6931471803691238, 1.9082149292705877e-10), terms=13,
-        tiny=2.0**-800, lift=2.0**400, huge=2.0**1000,
+        tiny=2.0**-800, lift=2.0**400, huge=2.0**1000, smallest=2.0**-1022, epsilon=2.0**-52,
     ),
 }  # fmt: skip
 KINDS["h4"] = KINDS["f4"]
@@ -346,11 +348,16 @@ def arithmetic(kind):
         return power_of_two_above((a * scale) * scale)
 
     @jit.device
+    def finer_sum_of(p, lost, top, factor):
+        """As ``signed_sum_of``, with so many integers for one of its."""
+        scale = unit / top
+        a, b = integer_sum((p * scale) * factor), integer_sum((lost * scale) * factor)
+        return a[0] + b[0], a[1] + b[1]
+
+    @jit.device
     def signed_sum_of(p, lost, top):
         """The sum of a thread's terms p + lost, none above ``top``, as integers."""
-        scale = unit / top
-        a, b = integer_sum(p * scale), integer_sum(lost * scale)
-        return a[0] + b[0], a[1] + b[1]
+        return finer_sum_of(p, lost, top, 1.0)
 
     @jit.device
     def sum_below(p, top):
@@ -363,6 +370,6 @@ def arithmetic(kind):
         compute="f8" if kind == "f8" else "f4", largest=largest, log2_e=(log2_e, log2_e_rest), shift_of=shift_of, shift_of_lse=shift_of_lse, exponential=exponential,
         factor_and_power=factor_and_power, wide_shift=wide_shift, wide_exponential=wide_exponential,
         sum_of=sum_of, pair_of=pair_of, reciprocal=reciprocal, log1p_of=log1p_of, log_of_sum=log_of_sum,
-        lift_for=lift_for, unlift_for=unlift_for, top_of=top_of, signed_sum_of=signed_sum_of, sum_below=sum_below,
-        tiny=tiny, lift=lift, log_of_quotient=log_of_quotient, log_near=log_near, log_of=log_of,
+        lift_for=lift_for, unlift_for=unlift_for, top_of=top_of, signed_sum_of=signed_sum_of, finer_sum_of=finer_sum_of, sum_below=sum_below,
+        tiny=tiny, lift=lift, smallest=k.smallest, epsilon=k.epsilon, log_of_quotient=log_of_quotient, log_near=log_near, log_of=log_of,
     )  # fmt: skip

@@ -31,6 +31,8 @@ def kernel(function, signature, threads, options=None):
     return (Simulated if SIMULATED else Compiled)(function, signature, threads, options)
 
 
+MOST = 2**31 - 1
+
 # As cuda.core takes a kernel's arguments: an int has 64 bits.
 ARGUMENT = {"int64": int, "int32": ctypes.c_int32, "float32": ctypes.c_float, "float64": ctypes.c_double}
 
@@ -44,6 +46,13 @@ def loaded(found):
         module = ObjectCode.from_cubin(code)
         return module, module.get_kernel(name)
     return None, None
+
+
+def check_sizes(kinds, arguments):
+    """Refuse what a 32-bit parameter would be given in part."""
+    for kind, a in zip(kinds, arguments, strict=True):
+        if kind is ctypes.c_int32 and a > MOST:
+            raise ValueError(f"x has {a} elements in a row, or rows side by side; kernels count to {MOST}")
 
 
 class Compiled:
@@ -84,6 +93,7 @@ class Compiled:
 
     def typed(self, arguments):
         """Arguments in the types declared, once for many launches."""
+        check_sizes(self.kinds, arguments)
         return tuple(kind(a) for kind, a in zip(self.kinds, arguments, strict=True))
 
 

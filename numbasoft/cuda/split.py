@@ -27,6 +27,7 @@ from .backend import (
 )
 from .elementary import arithmetic_of, carried, parts_of
 from .geometry import ITEMSIZE, SEGMENT_VECTORS, segment_length
+from .layout import LONGEST_COLUMN
 from .masked import masked_loader
 from .signatures import address, number_type, signature, size, whole
 from .team import CELLS, team_maximum, team_sum
@@ -38,6 +39,11 @@ INFINITY = float("inf")
 # largest term and the largest of the negated terms; the sum in two words.
 MAXIMUM, SECOND, KEPT, TOTAL, REST, MAXIMA = range(6)
 FIELDS = 6
+
+
+# Units that hold the sum of any column are too large for the rounding of more terms than those to go unseen:
+# the sum of a segment has room for smaller ones. float64's are small enough.
+FINER = {"f4": 5, "f8": 0}
 
 
 @jit.device
@@ -154,10 +160,29 @@ def maxima(storage, masked):
 
 
 @lru_cache
+def finer(compute):
+    """Of a row of n: what its terms are multiplied by before they are rounded, and the bits that makes."""
+    most = FINER[compute]
+
+    @jit.device
+    def factor_and_bits(n):
+        bits = most if n > LONGEST_COLUMN else 0
+        return 1 << bits, bits
+
+    return factor_and_bits
+
+
+@jit.device
+def rounded(total, bits):
+    """A sum without its last bits."""
+    return (total + (1 << bits >> 1)) >> bits
+
+
+@lru_cache
 def sums(storage, masked, others, gradient=False):
     """Loops 2 and 3: the sum of exp of every element after the shift, or of all but the maxima."""
     a = arithmetic_of(storage, gradient)
-    shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
+    shift_of, exponential, sum_of, finer_of = a.shift_of, a.exponential, a.sum_of, finer(a.compute)
     load = masked_loader(storage, SEGMENT_VECTORS[storage], False, masked)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
     kind = number_type(a.compute)
@@ -188,11 +213,12 @@ def sums(storage, masked, others, gradient=False):
             v = select(v < m, v, -INFINITY)
             second = second_of(m, work, row, segments, cells, 1)
             m = select(second > -INFINITY, second, m)
-        total, rest = sum_of(exponential(v, shift_of(m, high, low), high, low))
+        factor, bits = finer_of(n)
+        total, rest = sum_of(exponential(v, shift_of(m, high, low), high, low) * factor)
         total, rest = team_sum(total, team, cells, 3), team_sum(rest, team, cells, 4)
         if thread == 0:
             unit = cuda.blockIdx.x
-            write_cell(field(work, unit, TOTAL), total)
+            write_cell(field(work, unit, TOTAL), rounded(total, bits))
             write_cell(field(work, unit, REST), rest)
             write_cell(field(work, unit, MAXIMA), maxima)
 
@@ -206,7 +232,7 @@ def terms(storage, product, last):
     First the largest terms of every segment; with ``last`` the sums.
     """
     a = arithmetic_of(storage, gradient=True)
-    lift_for, top_of, signed_sum_of = a.lift_for, a.top_of, a.signed_sum_of
+    lift_for, top_of, finer_sum_of, finer_of = a.lift_for, a.top_of, a.finer_sum_of, finer(a.compute)
     nothing = 0.0 if product else -INFINITY
     load_g = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, 0.0)
     load_y = loader(storage, a.compute, SEGMENT_VECTORS[storage], False, nothing)
@@ -239,11 +265,12 @@ def terms(storage, product, last):
             d, v = d * lift, v * lift
             p = d * v if product else d * lift
             lost = fma(d, v, 0.0 - p) if product else p - p
-            total, rest = signed_sum_of(p, lost, top_of(largest, lift))
+            factor, bits = finer_of(n)
+            total, rest = finer_sum_of(p, lost, top_of(largest, lift), factor)
             total = team_sum(total, team, cells, 2)
             rest = team_sum(rest, team, cells, 3)
             if thread == 0:
-                write_cell(field(work, unit, TOTAL), total)
+                write_cell(field(work, unit, TOTAL), rounded(total, bits))
                 write_cell(field(work, unit, REST), rest)
         else:
             p = d * v if product else d

@@ -8,6 +8,7 @@ import struct
 import sys
 import threading
 import warnings
+from types import SimpleNamespace
 
 import compiled
 import every_kernel
@@ -168,6 +169,24 @@ def test_what_is_refused_stays_refused():
         numbasoft.softmax(x, 1, out=y, stream="main")
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((2**31,), 0), ((2, 2**31), 0), ((2**31 - 1,), 0)], ids=str)
+def test_rows_that_kernels_cannot_count(shape, axis):
+    at = address(there(1))
+
+    class Huge:
+        def __init__(self, offset):
+            self.__cuda_array_interface__ = {
+                "shape": shape, "typestr": "<f2", "data": (at + offset, False), "version": 3,
+            }  # fmt: skip
+
+    x, out = Huge(0), Huge(2**34)
+    if max(shape) == 2**31:
+        with pytest.raises(ValueError, match="x has 2147483648 elements in a row, or rows side by side"):
+            numbasoft.softmax(x, axis, out=out)
+    else:
+        assert launches(lambda: numbasoft.softmax(x, axis, out=out)) == 3
+
+
 def test_working_memory_is_kept_and_belongs_to_the_stream():
     x, y, stream = there((2, 300_000)), there((2, 300_000)), cuda.stream()
     driver.keep(8)
@@ -179,6 +198,32 @@ def test_working_memory_is_kept_and_belongs_to_the_stream():
     driver.keep(0)
     assert all(len(places) == 1 for places in work.values())
     assert work[None] != work[stream]
+
+
+def test_memory_of_graphs_is_their_own(monkeypatch):
+    # a graph is launched again: its memory must not be another's by then, nor that of calls on its stream
+    x, lse, stream = there((2, 300_000)), there(2), cuda.stream()
+    apart, out = there((200, 3, 2)), there((200, 3, 2))
+    numbasoft.logsumexp(x, out=lse, stream=stream)
+    numbasoft.softmax(apart, (0, 2), out=out, stream=stream)
+    handle, work = int(stream.handle), []
+    monkeypatch.setattr(device_calls, "of_graphs", [])
+    driver.keep(8)
+    try:
+        for captured in handle, handle, None:
+            driver.capture(captured)
+            numbasoft.logsumexp(x, out=lse, stream=stream)
+            work.append(driver.parameters[5])
+        driver.capture(handle)
+        numbasoft.softmax(apart, (0, 2), out=out, stream=stream)
+        monkeypatch.setattr(arrays.CuPy, "empty", arrays.Numba.empty)
+        like, keep = SimpleNamespace(home=arrays.CUPY, ordinal=LAST), []
+        device_calls.fresh((100,), "i8", like, handle, keep)  # else CuPy's pool would give it away again
+    finally:
+        driver.capture(None)
+        driver.keep(0)
+    assert len(set(work)) == 3
+    assert len(device_calls.of_graphs) == 5 and not keep
 
 
 def test_small_launches_warn_of_nothing():

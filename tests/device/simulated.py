@@ -8,6 +8,10 @@ Sums have no order, so the number of threads that share a row changes no bit; th
 and the tests of accuracy then let one thread have a whole row, which is a thousand times faster here.
 """
 
+import contextlib
+import sys
+from types import SimpleNamespace
+
 import elements_oracle
 import numpy as np
 import oracle
@@ -26,10 +30,12 @@ from samples import (
     huge_logits,
     overflowing_gradients,
     sample,
+    subnormal_probabilities,
 )
 
 import numbasoft
 from numbasoft.cuda import (
+    arrays,
     calls,
     class_losses,
     copies,
@@ -244,6 +250,51 @@ def test_the_bits_depend_on_the_row_alone(name, dtype, rng, monkeypatch):
     assert alone.tobytes() == ways["team"][1:].tobytes()
 
 
+@pytest.fixture
+def one_thread_a_segment(monkeypatch):
+    """Segments of a million float32, each in a single thread."""
+    from numbasoft.cuda import split
+    from numbasoft.ops.log_softmax import cuda as log_softmax
+    from numbasoft.ops.softmax import cuda as softmax
+
+    modules = split, log_softmax, softmax
+    for module in geometry, *modules:
+        monkeypatch.setitem(module.SEGMENT_VECTORS, "f4", 1 << 18)
+        if hasattr(module, "LAST_VECTORS"):
+            monkeypatch.setitem(module.LAST_VECTORS, "f4", 1 << 18)
+    monkeypatch.setattr(geometry, "SEGMENT_THREADS", 1)
+    clear(*modules)
+    yield
+    monkeypatch.undo()
+    clear(*modules)
+
+
+def test_very_long_rows_of_terms_below_the_unit(one_thread_a_segment):
+    # so many halves of a unit were several ULP: all are rounded in one direction
+    n, dtype = 10_000_000, np.float32
+    x = np.full((1, n), np.log(2.0**-45), dtype)
+    x[0, 0] = 0
+    exact = np.exp(x[0, :2].astype(np.longdouble))
+    total = 1 + (n - 1) * exact[1]
+    got = run("softmax", [x])[0, [0, 1, -1]]
+    want = exact[[0, 1, 1]] / total
+    assert (abs(got - want) / np.spacing(want.astype(dtype))).max() < 2
+    x[0, 1:] -= 1
+    x[0, 1] = -1
+    total = np.exp(x[0, :3].astype(np.longdouble)) @ [1, 1, n - 2]
+    got = run("log_softmax", [x])[0, 0]
+    assert abs(got + np.log(total)) < 2 * np.spacing(np.log(total).astype(dtype))
+    # of the gradient the largest term is 1, and the others' signs are the same
+    y = np.full((1, n), 2.0**-45 * 1.98, dtype)
+    y[0, 0] = 1
+    g = np.ones_like(y)
+    total = 1 + (n - 1) * np.longdouble(y[0, 1])
+    got = run("softmax_backward", [g, y])[0, 0]
+    assert abs(got - (1 - total)) < 4 * np.spacing(dtype(1))
+    got = run("log_softmax_backward", [y, np.zeros_like(y)])[0, 0]
+    assert abs(got - (1 - total)) < 4 * np.spacing(dtype(1))
+
+
 @pytest.mark.parametrize(("name", "n"), [("softmax", 3), ("softmax", 600), ("log_softmax_backward", 130)])
 def test_real_launches_of_every_kind(name, n, rng):
     # by part of a warp, by a warp, and by several warps that meet in shared memory
@@ -377,6 +428,7 @@ def test_softmax_backward_at_the_ends_of_the_range(dtype, temperature, one_threa
         (g * np.ones_like(y), y) for g in np.array([[-most, most], [least, 3 * least], [most, 0]], dtype)
     ]
     compare_backward("softmax_backward", given, temperature)
+    compare_backward("softmax_backward", [subnormal_probabilities(dtype)], temperature)
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e-2, 0.5, 1e28, 1e30])
@@ -421,6 +473,17 @@ def test_layouts(name, view, rng, one_thread):
         np.testing.assert_allclose(got, want, rtol=2e-15, atol=1e-300)
 
 
+def test_more_axes_than_a_copy_takes(rng, one_thread):
+    x = rng.normal(0, 3, (2, 3, 1, 2, 2, 2, 3))
+    for axis in (0, 3, 5), (1, 4, 6):
+        np.testing.assert_allclose(run("softmax", [x], axis), numbasoft.softmax(x, axis), rtol=2e-15)
+
+
+def test_a_stride_that_is_never_taken_may_be_any(one_thread):
+    x = np.lib.stride_tricks.as_strided(np.arange(3.0), (1, 3), (3, 8))
+    np.testing.assert_array_equal(run("softmax", [x]), numbasoft.softmax(np.arange(3.0))[None])
+
+
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int32", "uint64"])
 @by_forward
 def test_integers_become_float64(name, dtype, one_thread):
@@ -445,6 +508,34 @@ def test_out_and_in_place(rng, one_thread):
         grad = there(np.ones_like(x))
         assert numbasoft.softmax_backward(grad, d, axis, out=grad) is grad
         np.testing.assert_allclose(here(grad), 0, atol=1e-15)
+
+
+def test_memory_of_pytorch_belongs_to_the_stream_that_is_launched_into(monkeypatch):
+    # not to one of its pool, which is what its ExternalStream of 0 is
+    current = ["current"]
+
+    @contextlib.contextmanager
+    def within(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    of_cuda = SimpleNamespace(
+        current_stream=lambda device: SimpleNamespace(cuda_stream=7), default_stream=lambda device: "default",
+        ExternalStream=lambda handle, device: handle or "of the pool", stream=within,
+    )  # fmt: skip
+    torch = SimpleNamespace(
+        cuda=of_cuda, float32="float32", device=lambda *which: which, empty=lambda *a, **o: current[-1]
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    for handle, stream in (7, "current"), (0, "default"), (1, "default"), (9, 9):
+        assert arrays.TORCH.empty((2,), "f4", SimpleNamespace(ordinal=0), handle) == stream
+
+
+def test_the_current_stream_of_cupy_is_that_of_the_array_s_device(monkeypatch):
+    of_cuda = SimpleNamespace(get_current_stream=lambda device=0: SimpleNamespace(ptr=100 + device))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=of_cuda))
+    assert arrays.CUPY.current_stream(1) == 101
 
 
 def test_repeated_calls_skip_the_checks_and_nothing_else(rng, one_thread, monkeypatch):
@@ -522,6 +613,8 @@ def test_empty_arrays(name):
         (lambda x: numbasoft.logsumexp_backward(x, x, x), ValueError, "grad has shape"),
         (lambda x: numbasoft.softmax(there(np.ones(3, complex))), TypeError, "x has dtype complex128"),
         (lambda x: numbasoft.softmax(x, stream="main"), TypeError, "stream is 'main'"),
+        (lambda x: numbasoft.softmax(x, stream=-5), ValueError, "stream is -5"),
+        (lambda x: numbasoft.softmax(x, stream=2**64), ValueError, "stream is 18446744073709551616"),
         (lambda x: numbasoft.softmax(x, out=np.empty((2, 3))), TypeError, "out is not"),
     ],
 )

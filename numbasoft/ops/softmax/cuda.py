@@ -219,6 +219,8 @@ def gradients(storage):
     """y * (g - sum g y) / T for a thread's elements, and what it needs once for every row."""
     a = arithmetic_of(storage, gradient=True)
     pair_of, top_of = a.pair_of, a.top_of
+    smallest, raise_, lower = a.smallest, 1.0 / a.epsilon, a.epsilon
+    may_be_subnormal = storage != "f2"  # float16's smallest is a normal float32
 
     @jit.device
     def mean(up, down, lift, total):
@@ -234,8 +236,11 @@ def gradients(storage):
         """y * (g - mean) / T; 0 where y is exactly 0."""
         d = (g * lift - mean[0]) - mean[1]
         # 1 / T is for y if it enlarges, else for d: no product may round to a subnormal what another enlarges
-        is_large = inverse >= 1.0
-        dx = (y * select(is_large, inverse, 1.0)) * (d * select(is_large, 1.0, inverse)) * (1.0 / lift)
+        is_large, v, unlift = inverse >= 1.0, y, 1.0 / lift
+        if may_be_subnormal:
+            v = select(y < smallest, y * raise_, y)
+            unlift = select(y < smallest, unlift * lower, unlift)
+        dx = (v * select(is_large, inverse, 1.0)) * (d * select(is_large, 1.0, inverse)) * unlift
         return select(y == 0.0, 0.0, dx)
 
     return mean, gradient
