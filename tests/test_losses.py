@@ -186,6 +186,19 @@ def test_the_divergence_of_rows_near_and_far_apart(dtype, apart, temperature, rn
         assert elements_oracle.ulps(got, exact) < 4
 
 
+@pytest.mark.parametrize("temperature", [1e-290, 1e-30, 1e-10])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_class_of_no_probability_counts_nothing_however_far_it_is(dtype, temperature):
+    far = 0.9 * np.finfo(dtype).max
+    for x, y, want in (
+        ([far, 0], [0, 0], np.log(2)),
+        ([far, 0, -far], [1, -far, 1], np.log(2)),
+        ([far, 0], [far, -far], 0),
+    ):
+        got = numbasoft.kl_divergence(np.array(x, dtype), np.array(y, dtype), temperature=temperature)
+        np.testing.assert_allclose(got, want, rtol=1e-6 if dtype == "float32" else 1e-14)
+
+
 def test_layouts_and_reproducibility(rng):
     x, t = rng.normal(0, 3, (60, 700)), rng.random((60, 700))
     for f in (numbasoft.sigmoid, lambda v: numbasoft.binary_cross_entropy(v, t, reduction="none")):
