@@ -14,6 +14,7 @@ ACM TOMS 15 (1989) 144-157; S. Gal, "Computing elementary functions: a new appro
 achieving high accuracy and good performance", 1986 (a table whose entries are nearly exact).
 """
 
+import math
 from fractions import Fraction
 from functools import lru_cache
 
@@ -87,6 +88,13 @@ def scale(temperature, wide):
 def inverse(temperature, wide):
     """1 / T as the sum of two numbers of the computing type."""
     return in_two(1 / Fraction(temperature), wide)
+
+
+def quotient(a, b, wide):
+    """a / b as the sum of two numbers of the computing type, whose range it is in; or what is not finite."""
+    if not math.isfinite(a / b):
+        return a / b, 0.0
+    return in_two(Fraction(a) / Fraction(b), wide)
 
 
 def in_two(value, wide):

@@ -86,6 +86,24 @@ def test_sixteen_bits_are_rounded_once(rng):
             np.testing.assert_array_equal(got, wanted.astype(x.dtype))
 
 
+def test_gradients_and_weights_that_the_logits_dtype_does_not_hold():
+    x, t = np.array([-7.0, 2.0, 0.0]), np.array([0.0, 1.0, 0.0])
+    g = np.float32([65536, 1e5, 1])
+    want = numbasoft.binary_cross_entropy_backward(g, x, t, reduction="none")
+    for name in "float16", "bfloat16":
+        got = numbasoft.binary_cross_entropy_backward(
+            g, x.astype(DTYPES[name]), t.astype(DTYPES[name]), reduction="none"
+        )
+        np.testing.assert_array_equal(got, want.astype(DTYPES[name]))
+    narrow = x.astype("f4"), t.astype("f4")
+    for weight in 1e39, 1e-40:
+        chosen = dict(pos_weight=weight, reduction="none")
+        got = numbasoft.binary_cross_entropy(*narrow, **chosen)
+        np.testing.assert_array_equal(got, numbasoft.binary_cross_entropy(x, t, **chosen).astype("f4"))
+    got = numbasoft.binary_cross_entropy_backward(1e39, np.float32([-60]), np.float32([0]))
+    np.testing.assert_allclose(got, [1e39 * np.exp(-60)], rtol=1e-6)
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_against_pytorch(reduction, rng):
     torch = pytest.importorskip(
@@ -168,6 +186,19 @@ def test_the_divergence_of_rows_near_and_far_apart(dtype, apart, temperature, rn
         got = numbasoft.kl_divergence(x, y, temperature=temperature, reduction="none")
         exact = [(v, v) for v, _ in elements_oracle.kl_divergence(x, y, temperature)]
         assert elements_oracle.ulps(got, exact) < 4
+
+
+@pytest.mark.parametrize("temperature", [1e-290, 1e-30, 1e-10])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_class_of_no_probability_counts_nothing_however_far_it_is(dtype, temperature):
+    far = 0.9 * np.finfo(dtype).max
+    for x, y, want in (
+        ([far, 0], [0, 0], np.log(2)),
+        ([far, 0, -far], [1, -far, 1], np.log(2)),
+        ([far, 0], [far, -far], 0),
+    ):
+        got = numbasoft.kl_divergence(np.array(x, dtype), np.array(y, dtype), temperature=temperature)
+        np.testing.assert_allclose(got, want, rtol=1e-6 if dtype == "float32" else 1e-14)
 
 
 def test_layouts_and_reproducibility(rng):

@@ -8,6 +8,7 @@ Nothing here waits for the device or copies to the host.
 import math
 import threading
 from functools import cache, lru_cache, partial
+from numbers import Real
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -379,6 +380,22 @@ def check_out(out, shape, storage, inputs):
             f"out has dtype {arrays.NAME[out.storage]}, but must have dtype {arrays.NAME[storage]}"
         )
     checks.out(out.shadow, shape, out.shadow.dtype, [(a.name, a.shadow) for a in inputs])
+
+
+def numbered(outer, axis, shape):
+    """An operand that no kernel touches, one byte for every row: its strides count rows."""
+    rows = SimpleNamespace(storage="i1", shadow=arrays.shadow(0, outer, None, np.dtype(np.int8)))
+    return Operand(rows, np.broadcast_to(np.expand_dims(rows.shadow, axis), shape), "i1", OWN)
+
+
+def upstream(grad, reduction, shape, axis=None):
+    """The gradient with respect to losses of this shape: a number and None, or 1 and a device array."""
+    if not isinstance(grad, Real):
+        grad = describe(grad, "grad")
+        checks.upstream_shape(grad.shadow.shape, reduction, shape, axis)
+        return 1.0, grad
+    checks.upstream_shape((), reduction, shape, axis)
+    return checks.real(grad, "grad", "a number or an array"), None
 
 
 def optional(value, name):

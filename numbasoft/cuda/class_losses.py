@@ -8,7 +8,6 @@ kernels give NaN for it.
 import math
 import numbers
 from functools import lru_cache, partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from .. import checks, elementary
 from . import arrays, calls, geometry, layout, operations, split, totals
 from .arrays import describe
-from .calls import FULL, OWN, Operand, Prepared, Slot
+from .calls import FULL, Operand, Prepared, Slot
 
 CELL = 8  # bytes
 
@@ -398,10 +397,7 @@ def run(given, call, grad, dx, valued=True):
     operands = [Operand(x, x.shadow, loss.storage, FULL)]
     if not loss.of_classes:
         operands.append(Operand(y, y.shadow, loss.storage, FULL))
-    # one byte for every row, which no kernel touches: its strides count rows
-    numbered = SimpleNamespace(storage="i1", shadow=arrays.shadow(0, given.outer, None, np.dtype(np.int8)))
-    over = np.broadcast_to(np.expand_dims(numbered.shadow, given.axis), x.shadow.shape)
-    operands.append(Operand(numbered, over, "i1", OWN))
+    operands.append(calls.numbered(given.outer, given.axis, x.shadow.shape))
     if dx is not None:
         operands.append(Operand(dx, dx.shadow, loss.storage, FULL))
     extra = *(0 if a is None else a.address for a in (y, given.weight)), g_address

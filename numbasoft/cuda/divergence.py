@@ -10,16 +10,17 @@ from . import geometry, layout, split, totals
 from .arrays import describe
 from .calls import (
     FULL,
-    LARGEST,
     PER_ROW,
-    SMALLEST,
     Call,
     Operand,
     Prepared,
     Slot,
     check_out,
+    computing_storage,
+    numbered,
     optional,
     step,
+    upstream,
     working_memory,
 )
 from .elementwise import same_storage
@@ -97,8 +98,10 @@ def forward_steps(operation, storage, of_result, numbers, where_from, aligned, o
 
 @lru_cache(maxsize=4096)
 def backward_steps(operation, storage, of_grad, numbers, where_from, aligned, ordinal, handle):
-    """``where_from`` is a layout of g, of x, of y and of the result."""
+    """``where_from`` is a layout of g, of x, of y and of the result; ``of_grad`` is None where numbers have g."""
     g, x, y, dy, of_x, of_y = map(Slot, range(6))
+    if of_grad is None:
+        g, of_grad = 0, storage
 
     one = partial(step, ordinal, handle)
 
@@ -151,7 +154,7 @@ def checked(p_logits, q_logits, axis, temperature, reduction):
 
 def forward(operation, p_logits, q_logits, axis, temperature, reduction, stream):
     x, y, axis, t, outer, kept = checked(p_logits, q_logits, axis, temperature, reduction)
-    storage = x.result_storage if SMALLEST <= t <= LARGEST else "f8"
+    storage = computing_storage(x.result_storage, t)
     kind = "f8" if storage == "f8" else "f4"
     precise = kind == "f8"
     numbers = *elementary.scale(t, precise), *elementary.inverse(t, precise)
@@ -181,27 +184,32 @@ def forward(operation, p_logits, q_logits, axis, temperature, reduction, stream)
 
 def backward(operation, grad, p_logits, q_logits, axis, temperature, reduction, out, stream):
     x, y, axis, t, outer, kept = checked(p_logits, q_logits, axis, temperature, reduction)
-    grad, out = describe(grad, "grad"), optional(out, "out")
+    g, grad = upstream(grad, reduction, outer, axis)
+    out = optional(out, "out")
     shape = x.shadow.shape
-    checks.upstream_shape(grad.shadow.shape, reduction, outer, axis)
     if out is not None:
         check_out(out, shape, x.result_storage, [y])
-        checks.apart(out.shadow, [("grad", grad.shadow), ("p_logits", x.shadow)])
+        checks.apart(out.shadow, [("grad", grad and grad.shadow), ("p_logits", x.shadow)])
     divisor = t * (math.prod(outer) if reduction == "mean" else 1)
-    storage = x.result_storage if SMALLEST <= t <= LARGEST and divisor <= LARGEST else "f8"
+    storage = computing_storage(x.result_storage, t)
+    storage = computing_storage(storage, divisor / abs(g) if g else divisor)
     with Call(y, stream, grad=grad, p_logits=x, out=out) as call:
         dy = call.result(shape, x.result_storage) if out is None else out
         if not x.shadow.size:
             return dy.value
         precise = storage == "f8"
-        numbers = *elementary.scale(t, precise), *elementary.inverse(divisor, precise)
-        # g may be as narrow as the logits; else it is taken in the computing type
-        of_grad = storage if grad.storage == storage or precise else "f4"
-        if grad.storage != of_grad:
-            given, grad = grad, call.temporary(grad.shadow.shape, of_grad)
-            call.copied(given, given.shadow, grad, grad.shadow)
-        view = grad.shadow.reshape(kept) if reduction == "none" else grad.shadow
-        operands = [Operand(grad, np.broadcast_to(view, shape), of_grad, PER_ROW)]
+        numbers = *elementary.scale(t, precise), *elementary.quotient(g, divisor, precise)
+        of_grad = None
+        if grad is None:
+            operands = [numbered(outer, axis, shape)]
+        else:
+            # g may be as narrow as the logits; else it is taken in the computing type
+            of_grad = storage if grad.storage == storage or precise else "f4"
+            if grad.storage != of_grad:
+                given, grad = grad, call.temporary(grad.shadow.shape, of_grad)
+                call.copied(given, given.shadow, grad, grad.shadow)
+            view = grad.shadow.reshape(kept) if reduction == "none" else grad.shadow
+            operands = [Operand(grad, np.broadcast_to(view, shape), of_grad, PER_ROW)]
         operands += [Operand(a, a.shadow, storage, FULL) for a in (x, y, dy)]
 
         def steps(where_from, aligned):

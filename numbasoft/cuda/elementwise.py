@@ -9,9 +9,23 @@ from functools import lru_cache, partial
 import numpy as np
 
 from .. import checks, elementary
-from . import arrays, geometry, layout, totals
+from . import arrays, geometry, layout, operations, totals
 from .arrays import describe
-from .calls import FULL, PER_ROW, Call, Operand, Prepared, Slot, check_out, optional, step
+from .calls import (
+    FULL,
+    OWN,
+    PER_ROW,
+    Call,
+    Operand,
+    Prepared,
+    Slot,
+    check_out,
+    computing_storage,
+    numbered,
+    optional,
+    step,
+    upstream,
+)
 
 
 @lru_cache(maxsize=4096)
@@ -51,7 +65,7 @@ def in_order(call, operand, is_input=True):
     """An operand in C order and of the storage that kernels take: itself, or a copy."""
     array, view, storage, role = operand
     source = view if role is FULL else array.shadow
-    if array.storage == storage and (role is PER_ROW or view.flags.c_contiguous):
+    if array.storage == storage and (role in (PER_ROW, OWN) or view.flags.c_contiguous):
         return operand
     copy = call.temporary(source.shape, storage)
     if is_input:
@@ -126,7 +140,7 @@ def of_two_classes(logits, target, pos_weight, reduction):
     storage = computing = x.result_storage
     if t.storage in arrays.STORAGE.values() and t.storage != storage:
         computing = "f8" if "f8" in (t.storage, storage) else "f4"
-    return x, t, storage, computing, weight
+    return x, t, storage, computing_storage(computing, weight or 1.0), weight
 
 
 @lru_cache(maxsize=4096)
@@ -176,30 +190,37 @@ def binary_cross_entropy(operation, logits, target, pos_weight, reduction, strea
 
 def binary_cross_entropy_backward(operation, grad, logits, target, pos_weight, reduction, out, stream):
     x, t, result_storage, storage, weight = of_two_classes(logits, target, pos_weight, reduction)
-    grad, out = describe(grad, "grad"), optional(out, "out")
     shape, n = x.shadow.shape, x.shadow.size
-    checks.upstream_shape(grad.shadow.shape, reduction, shape)
+    g, grad = upstream(grad, reduction, shape)
+    out = optional(out, "out")
     if out is not None:
         check_out(out, shape, result_storage, [x])
-        checks.apart(out.shadow, [("grad", grad.shadow), ("target", t.shadow)])
+        checks.apart(out.shadow, [("grad", grad and grad.shadow), ("target", t.shadow)])
+    divisor = float(n or 1) if reduction == "mean" else 1.0
+    storage = computing_storage(storage, abs(g) / divisor if g else 1.0)
+    if reduction == "none" and grad is not None and grad.storage != storage and storage in ("f2", "b2"):
+        storage = "f4"  # what 16 bits may not hold
     with Call(x, stream, grad=grad, target=t, out=out) as call:
         dx = call.result(shape, result_storage) if out is None else out
         if not n:
             return dx.value
         precise = storage == "f8"
-        factor = elementary.inverse(float(n) if reduction == "mean" else 1.0, precise)
-        numbers = weight, *elementary.scale(1.0, precise), *factor
-        # a g for all may be as narrow as x; else it is taken in the computing type
-        of_grad = storage if grad.storage == storage or precise else "f4"
-        operands = [Operand(a, a.shadow, storage, FULL) for a in (x, t, grad, dx)]
-        if reduction != "none":
-            operands[2] = Operand(grad, np.broadcast_to(grad.shadow, shape), of_grad, PER_ROW)
+        numbers = weight, *elementary.scale(1.0, precise), *elementary.quotient(g, divisor, precise)
+        of_x, of_t, of_dx = (Operand(a, a.shadow, storage, FULL) for a in (x, t, dx))
+        of_grad = None
+        if grad is None:
+            of_g, of_grad = numbered((), (), shape), operations.NUMBER
+        elif reduction == "none":
+            of_g = Operand(grad, grad.shadow, storage, FULL)
+        else:
+            # a g for all may be as narrow as x; else it is taken in the computing type
+            of_grad = storage if grad.storage == storage or precise else "f4"
+            of_g = Operand(grad, np.broadcast_to(grad.shadow, shape), of_grad, PER_ROW)
 
         def steps(where_from, aligned):
-            extra = (None if reduction == "none" else of_grad,)
             return steps_of(
-                operation, storage, extra, numbers, where_from, aligned, call.ordinal, call.handle
+                operation, storage, (of_grad,), numbers, where_from, aligned, call.ordinal, call.handle
             )
 
-        over_elements(call, operands, steps)
+        over_elements(call, [of_x, of_t, of_g, of_dx], steps)
         return dx.value

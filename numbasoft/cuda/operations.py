@@ -48,6 +48,9 @@ class ClassLoss(NamedTuple):
     placed: Callable  # their gradients
 
 
+NUMBER = "number"  # in place of the storage of a gradient: it is one number, which the host has
+
+
 class Elementwise(NamedTuple):
     kernel: Callable  # no element needs another
     few: bool  # whether it needs so many registers that a thread does a single vector

@@ -53,6 +53,7 @@ ELEMENTWISE = [
     (binary_cross_entropy.FORWARD, 2, 0, (True,)),
     (binary_cross_entropy.BACKWARD, 3, 1, (None,)),
     (binary_cross_entropy.BACKWARD, 2, 1, ("wide",)),
+    (binary_cross_entropy.BACKWARD, 2, 1, (operations.NUMBER,)),
 ]
 
 

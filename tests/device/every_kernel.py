@@ -68,7 +68,8 @@ def of_two_classes(x):
     numbasoft.binary_cross_entropy(x, x, reduction="none")
     numbasoft.binary_cross_entropy_backward(x, x, x, reduction="none")
     numbasoft.binary_cross_entropy(x, x)
-    numbasoft.binary_cross_entropy_backward(one, x, x)
+    for g in one, 1.0:
+        numbasoft.binary_cross_entropy_backward(g, x, x)
 
 
 def divergences(x, storage, axis):

@@ -981,6 +981,40 @@ def test_elements_in_place(rng, one_thread):
     np.testing.assert_allclose(here(d), numbasoft.binary_cross_entropy_backward(1.0, x, t), rtol=1e-14)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_gradient_may_be_a_number(reduction, rng, one_thread):
+    x, y, t = *rng.normal(0, 3, (2, 4, 3)), rng.random((4, 3))
+    view = there(np.asfortranarray(x))
+    for g in 0.3, -2, np.float32(1e-3), 1e300, 0.0:
+        want = numbasoft.binary_cross_entropy_backward(g, x, t, reduction=reduction)
+        got = numbasoft.binary_cross_entropy_backward(g, view, there(t), reduction=reduction)
+        np.testing.assert_allclose(here(got), want, rtol=1e-14)
+        for axis in -1, 0:
+            chosen = dict(axis=axis, reduction=reduction, temperature=0.7)
+            want = numbasoft.kl_divergence_backward(g, x, y, **chosen)
+            got = numbasoft.kl_divergence_backward(g, view, there(y), **chosen)
+            np.testing.assert_allclose(here(got), want, rtol=1e-12)
+    one = numbasoft.binary_cross_entropy_backward(2.0, there(x[0, 0]), there(t[0, 0]), reduction="none")
+    np.testing.assert_allclose(
+        here(one), numbasoft.binary_cross_entropy_backward(2.0, x[0, 0], t[0, 0], reduction="none")
+    )
+
+
+def test_gradients_and_weights_that_the_logits_dtype_does_not_hold(one_thread):
+    x, t = np.array([-7.0, 2.0, 0.0]), np.array([0.0, 1.0, 0.0])
+    g = np.float32([65536, 1e5, 1])
+    for dtype in np.float16, BFLOAT16:
+        given = x.astype(dtype), t.astype(dtype)
+        want = numbasoft.binary_cross_entropy_backward(g, x, t, reduction="none")
+        got = call("binary_cross_entropy_backward", g, *given, reduction="none")
+        np.testing.assert_array_equal(got, want.astype(dtype))
+    for weight in 1e39, 1e-40:
+        given = x.astype("f4"), t.astype("f4")
+        chosen = dict(pos_weight=weight, reduction="none")
+        got = call("binary_cross_entropy", *given, **chosen)
+        np.testing.assert_array_equal(got, numbasoft.binary_cross_entropy(x, t, **chosen).astype("f4"))
+
+
 @by_element
 def test_no_elements(name):
     for shape in (0,), (3, 0), (0, 2):
@@ -998,6 +1032,8 @@ BAD_ELEMENTS = {
     "target on the CPU": (lambda x: numbasoft.binary_cross_entropy(x, [[0.0, 1, 0]] * 2), TypeError, "target is not"),
     "pos_weight": (lambda x: numbasoft.binary_cross_entropy(x, x, pos_weight=-1), ValueError, "pos_weight is -1"),
     "reduction": (lambda x: numbasoft.binary_cross_entropy(x, x, reduction="all"), ValueError, "reduction is 'all'"),
+    "a bool": (lambda x: numbasoft.binary_cross_entropy_backward(True, x, x), TypeError, "grad is True"),
+    "a number": (lambda x: numbasoft.binary_cross_entropy_backward(1.0, x, x, reduction="none"), ValueError, "grad has shape"),
     "one grad": (lambda x: numbasoft.binary_cross_entropy_backward(x, x, x), ValueError, "grad has shape"),
     "out is target": (lambda x: numbasoft.binary_cross_entropy_backward(there(np.ones(())), there(np.ones((2, 3))), x, out=x), ValueError, "out shares memory with target"),
     "complex": (lambda x: numbasoft.sigmoid(there(np.ones(3, complex))), TypeError, "x has dtype complex128"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike
 from ... import arrays, checks, elementary
 from ...arrays import Array
 from ...elementwise import ROW, over_elements
-from ...launch import is_wide, launch
+from ...launch import computing_dtype, is_wide, launch
 from ...totals import total
 from . import cpu
 
@@ -27,7 +28,7 @@ def checked(logits, target, pos_weight, reduction):
     computing = dtype
     if of_target != dtype:
         computing = np.dtype(np.float64 if 8 in (dtype.itemsize, of_target.itemsize) else np.float32)
-    return x, t, dtype, computing, weight
+    return x, t, dtype, computing_dtype(computing, weight or 1.0), weight
 
 
 def binary_cross_entropy(
@@ -129,7 +130,8 @@ def binary_cross_entropy_backward(
     Parameters
     ----------
     grad : array_like
-        g, of the shape of what ``binary_cross_entropy`` returned; where the logits are on a CUDA device, there.
+        g, of the shape of what ``binary_cross_entropy`` returned; where the logits are on a CUDA device, a
+        number or an array there.
     logits, target : array_like
         As given to ``binary_cross_entropy``.
     pos_weight, reduction :
@@ -158,7 +160,8 @@ def binary_cross_entropy_backward(
     >>> numbasoft.binary_cross_entropy_backward(2.0, np.array([0.0, 50.0]), [0, 1])
     array([ 5.00000000e-01, -1.92874985e-22])
     """
-    if arrays.on_device(stream, grad=grad, logits=logits, target=target, out=out):
+    of_grad = None if isinstance(grad, Real) else grad  # a number goes with arrays of any place
+    if arrays.on_device(stream, grad=of_grad, logits=logits, target=target, out=out):
         arrays.device_calls()
         from ...cuda import elementwise
         from .cuda import BACKWARD
@@ -174,8 +177,12 @@ def binary_cross_entropy_backward(
         dx = out
         checks.out(out, x.shape, dtype, [("logits", x)])
         checks.apart(out, [("grad", grad), ("target", target)])
-    high, low = elementary.scale(1.0, is_wide(computing))
     one = float(g) / (x.size or 1) if reduction == "mean" else float(g) if reduction == "sum" else None
+    if one is not None:
+        computing = computing_dtype(computing, abs(one) or 1.0)
+    elif computing.itemsize == 2 and checks.array(grad, "grad").dtype != computing:
+        computing = np.dtype(np.float32)  # 16 bits may not hold g
+    high, low = elementary.scale(1.0, is_wide(computing))
 
     def run(full, dx):
         x, t, *g = full

@@ -9,7 +9,7 @@ from ...cuda import jit
 from ...cuda.backend import fma, loader, maximum, reader, select, storer, vector_of
 from ...cuda.geometry import ITEMSIZE
 from ...cuda.logistic import logistic_of
-from ...cuda.operations import Elementwise
+from ...cuda.operations import NUMBER, Elementwise
 from ...cuda.signatures import address, number_type, signature, size, whole
 from ...cuda.team import CELLS, first_row, place, segment_of
 from ...cuda.totals import partial_sums
@@ -86,12 +86,16 @@ def forward(storage, vectors, aligned, reduced):
 
 @lru_cache
 def backward(storage, vectors, aligned, of_grad):
-    """Gradients of rows, each in one segment or more; ``of_grad`` is the storage of a g for all, or None."""
+    """Gradients of rows, each in one segment or more.
+
+    ``of_grad`` is the storage of a g for all, NUMBER where ``factor`` has all of it, or None for one per element.
+    """
     f = logistic_of(storage, gradient=True)
     small_exponential, sides_of = f.small_exponential, f.sides_of
     load = loader(storage, f.compute, vectors, aligned, 0.0)
     store = storer(storage, f.compute, vectors, aligned)
-    read = reader(of_grad or storage, f.compute)
+    in_array = of_grad not in (None, NUMBER)
+    read = reader(of_grad if in_array else storage, f.compute)
     itemsize = ITEMSIZE[storage]
     kind = number_type(f.compute)
 
@@ -126,8 +130,10 @@ def backward(storage, vectors, aligned, of_grad):
         if of_grad is None:
             of_row = load(g + row * g_pitch + begin * itemsize, at, thread, team, inside)
         else:
-            one = read(g)
-            of_row = fma(one, vector_of(factor), one * vector_of(factor_rest))
+            of_row = vector_of(factor)
+            if in_array:
+                one = read(g)
+                of_row = fma(one, of_row, one * vector_of(factor_rest))
         store(dx + row * dx_pitch + begin * itemsize, at, thread, team, inside, on, d * of_row)
 
     return bce_backward, signature(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,8 @@ def kl_divergence_backward(
     Parameters
     ----------
     grad : array_like
-        g, of the shape of what ``kl_divergence`` returned; where the logits are on a CUDA device, there.
+        g, of the shape of what ``kl_divergence`` returned; where the logits are on a CUDA device, a
+        number or an array there.
     p_logits, q_logits : array_like
         As given to ``kl_divergence``.
     axis, temperature, reduction :
@@ -155,7 +157,8 @@ def kl_divergence_backward(
     >>> numbasoft.kl_divergence_backward(1.0, np.log([0.25, 0.75]), np.zeros(2))
     array([ 0.25, -0.25])
     """
-    if arrays.on_device(stream, grad=grad, p_logits=p_logits, q_logits=q_logits, out=out):
+    of_grad = None if isinstance(grad, Real) else grad  # a number goes with arrays of any place
+    if arrays.on_device(stream, grad=of_grad, p_logits=p_logits, q_logits=q_logits, out=out):
         arrays.device_calls()
         from ...cuda import divergence as device
         from .cuda import BACKWARD

@@ -63,7 +63,8 @@ def forward_rows(
             v, u = load_part(x, at + j, n - j, -np.inf), load_part(y, y_at + j, n - j, -np.inf)
             e = exponential(v, shift, high, low, c)
             f = exponential(u, other_shift, high, low, c)
-            e, f = select(v == -np.inf, 0.0, e), select(u == -np.inf, 0.0, f)
+            # what stands for 0 may be multiplied by a huge z
+            e, f = select(e < least(e), 0.0, e), select(u == -np.inf, 0.0, f)
             z = log_ratio(v, m, u, top, inverse, between)
             total, surplus = term_push(total, surplus, e, f, part, z)
             j += lanes(x)
@@ -77,6 +78,16 @@ def forward_rows(
 
 # As p and q both sum to 1 the divergence is the sum of q - p - p log(q / p), of which no term is negative:
 # p (log p - log q) are of both signs, and where p and q are nearly equal little is left of them.
+
+
+def least(e):
+    """The exponential below which it counts as 0."""
+
+
+@overload(least, **INLINE)
+def least_by_type(e):
+    number = 2.0**-1020 if e.element == types.float64 else 2.0**-123
+    return lambda e: number
 
 
 def log_ratio(v, m, u, top, inverse, between):

@@ -495,7 +495,7 @@ def backward(storage, vectors, aligned, of_grad):
     kind = number_type(f.compute)
 
     def kl_backward(
-        g,  # IN   address of the gradient with respect to the first divergence
+        g,  # IN   0, or the address of the gradient with respect to the first divergence
         g_pitch,  # IN   bytes from row to row
         x,  # IN   address of the first row of p's logits
         x_pitch,  # IN   bytes from row to row
@@ -530,7 +530,10 @@ def backward(storage, vectors, aligned, of_grad):
         other, other_rest = team_sum(other, team, cells, 4), team_sum(other_rest, team, cells, 5)
 
         # every q - p
-        inside, outside = split_gradient(read(g + row * g_pitch), vector_of(factor), vector_of(factor_rest))
+        one = number(high, 1.0)
+        if g != 0:
+            one = read(g + row * g_pitch)
+        inside, outside = split_gradient(one, vector_of(factor), vector_of(factor_rest))
         of_p = share_of(m, parts_of(total, rest), inside)
         of_q = share_of(top, parts_of(other, other_rest), inside)
         store(dy + row * dy_pitch, at, thread, team, n, on, gradient(e, o, of_p, of_q, outside))
@@ -571,7 +574,7 @@ def backward_columns(storage, of_grad):
         return m, parts_of(column_sum(total, cells), column_sum(rest, cells))
 
     def kl_backward_columns(
-        g,  # IN   address of the gradient with respect to the first divergence
+        g,  # IN   0, or the address of the gradient with respect to the first divergence
         g_outer,  # IN   bytes from one to the next: of outer and of inner
         g_inner,
         x,  # IN   address of the first of p's logits
@@ -604,7 +607,9 @@ def backward_columns(storage, of_grad):
         top, other = sums_of(y_at, y_step, start, share, n, cells, high, low, i - i)
 
         # every q - p
-        one = read(g + i * g_outer + k * g_inner)
+        one = number(high, 1.0)
+        if g != 0:
+            one = read(g + i * g_outer + k * g_inner)
         inside, outside = split_gradient(one, vector_of(factor), vector_of(factor_rest))
         of_p, of_q = share_of(m, total, inside), share_of(top, other, inside)
         shift, other_shift = shift_of(m, high, low), shift_of(top, high, low)
@@ -634,7 +639,7 @@ def backward_segments(storage, of_grad):
     kind = number_type(f.compute)
 
     def kl_backward_segments(
-        g,  # IN   address of the gradient with respect to the first divergence
+        g,  # IN   0, or the address of the gradient with respect to the first divergence
         g_pitch,  # IN   bytes from row to row
         x,  # IN   address of the first row of p's logits
         x_pitch,  # IN   bytes from row to row
@@ -659,7 +664,10 @@ def backward_segments(storage, of_grad):
         high, low = vector_of(high), vector_of(low)
         m = maximum_of(high, of_x, row, segments, MAXIMUM, cells, 0)
         top = maximum_of(high, of_y, row, segments, MAXIMUM, cells, 1)
-        inside, outside = split_gradient(read(g + row * g_pitch), vector_of(factor), vector_of(factor_rest))
+        one = number(high, 1.0)
+        if g != 0:
+            one = read(g + row * g_pitch)
+        inside, outside = split_gradient(one, vector_of(factor), vector_of(factor_rest))
         of_p = share_of(m, sum_over(of_x, row, segments, cells, 2), inside)
         of_q = share_of(top, sum_over(of_y, row, segments, cells, 6), inside)
         shift, other_shift = shift_of(m, high, low), shift_of(top, high, low)
