@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from ...confident import log_of_parts, log_of_total
+from ...confident import logs_of_parts, others_of
 from ...elementary import coefficients, exponential, largest, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import row_exponentials, row_maximum
@@ -80,6 +80,12 @@ def rows_of(
     place, e_own = stack_array(np.int64, ROWS), stack_array(np.float64, ROWS)
     others, lse = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     whole, whole_lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    own_logit, far = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    apart, both, log = (
+        stack_array(np.float64, ROWS),
+        stack_array(np.float64, ROWS),
+        stack_array(np.float64, ROWS),
+    )
     i = start
     while i < stop:
         count = min(rows_in_tile(n), stop - i)
@@ -98,25 +104,28 @@ def rows_of(
                 continue
             at, q_at = row_at(x, i + r), row_at(q, i + r)
             e_at = row_at(e, i + r) if work is None else row_at(e, block) + r * n
-            own_logit = np.float64(m[r] if target is None else element(x, at + place[r]))
-            far, whole[r], whole_lost[r] = row_distance(x, at, q, q_at, weights, spread, n, m[r])
+            own_logit[r] = np.float64(m[r] if target is None else element(x, at + place[r]))
+            far[r], whole[r], whole_lost[r] = row_distance(x, at, q, q_at, weights, spread, n, m[r])
             shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
             total[r], lost[r] = row_exponentials(x, at, None, 0, n, e, e_at, shift, high, low, ahead)
             if dx is None:
-                is_top = own_logit == m[r] and (target is not None or 2.0 * largest(x) > total[r])
-                log = log_of_total(x, at, n, m[r], is_top, shift, high, low, total[r], lost[r])
+                is_top = own_logit[r] == m[r] and (target is not None or 2.0 * largest(x) > total[r])
+                apart[r] = others_of(x, at, n, m[r], is_top, shift, high, low, total[r], lost[r])
             else:
                 if target is None:
                     place[r] = majority(e, e_at, n, total[r])
                 if place[r] != NOBODY:
                     e_own[r] = element(e, e_at + place[r])
                     total[r], lost[r], others[r] = parted(e, e_at, n, place[r], total[r], lost[r])
-                is_top = own_logit == m[r] and place[r] != NOBODY
-                log = log_of_parts(e, is_top, others[r], total[r] + lost[r])
-            lse[r] = np.float64(m[r]) * inverse + log
-            loss[i + r] = value_of(
-                target, own, i + r, m[r], own_logit, inverse, log, far, whole[r], z, lse[r]
-            )
+                apart[r] = others[r] if own_logit[r] == m[r] and place[r] != NOBODY else -1.0
+            both[r] = total[r] + lost[r]
+        logs_of_parts(apart, both, count, x, log)
+        for r in range(count):
+            if place[r] != IGNORED:
+                lse[r] = np.float64(m[r]) * inverse + log[r]
+                loss[i + r] = value_of(
+                    target, own, i + r, m[r], own_logit[r], inverse, log[r], far[r], whole[r], z, lse[r]
+                )
 
         # loop 4: every exponential divided by the sum of its row, less its q
         if dx is not None:
