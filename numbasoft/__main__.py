@@ -119,7 +119,7 @@ def report(arguments) -> int:
         fail(f"--threads {arguments.threads}: this process may use {jit.processors()} processors")
     if arguments.plot:
         if importlib.util.find_spec("matplotlib") is None:
-            fail("--plot needs matplotlib: pip install 'numbasoft[plot]'")
+            fail("--plot needs matplotlib: pip install matplotlib")
         if Path(arguments.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
             fail(f"--plot {arguments.plot}: its name must end in .png, .svg or .pdf")
         if not Path(arguments.plot).absolute().parent.is_dir():

@@ -237,7 +237,7 @@ def axes_to_draw_on(ax):
         from matplotlib import pyplot
     except ImportError:
         raise ModuleNotFoundError(
-            "plots need matplotlib: pip install 'numbasoft[plot]'", name="matplotlib"
+            "plots need matplotlib: pip install matplotlib", name="matplotlib"
         ) from None
     return pyplot.subplots(figsize=(4.5, 4.5))[1] if ax is None else ax
 

@@ -235,7 +235,7 @@ def test_plot(quick, tmp_path):
 
 def test_plot_without_matplotlib_is_refused_at_once(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert "pip install 'numbasoft[plot]'" in failure(capsys, "--plot", "ratios.png")
+    assert "pip install matplotlib" in failure(capsys, "--plot", "ratios.png")
 
 
 def test_plot_into_a_missing_directory_is_refused_at_once(capsys, tmp_path):

@@ -1,7 +1,7 @@
 """softmax, log_softmax, logsumexp, the losses and draws on CUDA devices.
 
-The functions of ``numbasoft`` take device arrays: Numba's, CuPy's, PyTorch's, and with
-``out=`` any that speak DLPack or ``__cuda_array_interface__``. Here stand
+The functions of ``numbasoft`` take device arrays: Numba's, CuPy's, PyTorch's, and where all
+that they give goes into ``out=`` any that speak DLPack or ``__cuda_array_interface__``. Here stand
 
 - ``numbasoft.cuda.literal``: the loop nests as kernels, one launch for every step;
 - ``numbasoft.cuda.device``: functions to call from kernels of your own.
@@ -16,7 +16,7 @@ from types import ModuleType
 
 MISSING = (
     "numba-cuda, which is not installed (the CUDA target inside Numba is deprecated and not used): "
-    "pip install 'numbasoft[cuda]'"
+    "pip install 'numba-cuda[cu13]>=0.30.4,<0.31'"
 )
 
 __all__ = ["device", "literal", "require"]

@@ -152,7 +152,8 @@ class Other:
     def empty(self, shape, storage, like, stream):
         kind = type(like.value)
         raise TypeError(
-            f"{like.name} is a {kind.__module__}.{kind.__qualname__}, of which no result can be made; pass out="
+            f"{like.name} is a {kind.__module__}.{kind.__qualname__}, of which no result can be made: "
+            "pass CuPy's, PyTorch's or Numba's arrays, or out= where it takes all of the result"
         )
 
     def current_stream(self, ordinal):
