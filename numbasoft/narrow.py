@@ -135,8 +135,9 @@ def products_64(a, b, n, total, lost):
     for at in range(0, n * w, w):
         u, v = load(a, at), load(b, at)
         product = u * v
-        store(high, at, product)
-        store(low, at, fma(u, v, 0.0 - product))
+        # a sum that starts from 0 is never -0
+        store(high, at, product + 0.0)
+        store(low, at, fma(u, v, 0.0 - product) + 0.0)
     add_up_64(high, low, n, w, total, lost)
 
 
