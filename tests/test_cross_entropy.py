@@ -324,6 +324,10 @@ def test_special_values():
     loss, grad = cross_entropy_value_and_grad(x[:1], [1], reduction="none")
     assert loss == inf
     np.testing.assert_allclose(grad, [[0.26894142, -1, 0.73105858]], rtol=1e-6)
+    # an infinite distance hides no NaN
+    assert np.isnan(cross_entropy(x[1:2], [2]))
+    far = np.array([[1e308, -1e308, np.nan]])
+    assert np.isnan(cross_entropy(far, [1], temperature=1e-4))
     # a class that is out of reach and not wanted does not count
     loss, grad = cross_entropy_value_and_grad(x[:1], np.float32([[0, 0, 1]]))
     assert loss == np.float32(0.31326169) and grad[0, 1] == 0

@@ -340,7 +340,10 @@ def value_of_class(target, own, i, m, own_logit, inverse, log, far, whole, z, ls
     value = own[i] * log
     if own[i] != 0.0:
         # the distance may overflow though its product does not
-        value = own[i] * (quarter * 4.0 + log) if quarter < 2.0**1000 else (own[i] * apart) * inverse * 4.0
+        if quarter < 2.0**1000:
+            value = own[i] * (quarter * 4.0 + log)
+        else:
+            value += (own[i] * apart) * inverse * 4.0
     if whole != 0.0:
         value += whole * log + far * inverse
     return with_square(value, z, lse)
