@@ -312,3 +312,14 @@ def largest_by_type(like):
         2.0**OFFSET_64 if like.dtype == types.float64 else float(np.float32(CENTRE * 2.0**0.875)) * 2.0**59
     )
     return lambda like: factor
+
+
+def least(like):
+    """The exponential below which it counts as 0: that of -inf is not 0, but smaller than this."""
+
+
+@overload(least, **INLINE)
+def least_by_type(like):
+    element = like.dtype if isinstance(like, types.Array) else like.element
+    number = 2.0**-1020 if element == types.float64 else 2.0**-123
+    return lambda like: number

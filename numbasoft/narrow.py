@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .elementary import coefficients, exponential, two_sum
+from .elementary import coefficients, exponential, least, two_sum
 from .jit import INLINE, inline
 from .summation import ABOVE
 from .tiles import ROWS, log_of_others, logarithms_of_sums
@@ -135,8 +135,9 @@ def products_64(a, b, n, total, lost):
     for at in range(0, n * w, w):
         u, v = load(a, at), load(b, at)
         product = u * v
-        store(high, at, product)
-        store(low, at, fma(u, v, 0.0 - product))
+        # a sum that starts from 0 is never -0
+        store(high, at, product + 0.0)
+        store(low, at, fma(u, v, 0.0 - product) + 0.0)
     add_up_64(high, low, n, w, total, lost)
 
 
@@ -184,7 +185,8 @@ def logarithms_of_rows(columns, e, n, m, top, logarithm):
         is_special |= logarithm[r] < 0.0
     if is_special:
         for at in range(0, n * w, w):
-            store(e, at, select(load(columns, at) == m, 0.0, load(e, at)))
+            v = load(e, at)
+            store(e, at, select((load(columns, at) == m) | (v < least(v)), 0.0, v))
         sums_of_columns(e, n, False, total, lost)
         for r in range(w):
             if logarithm[r] < 0.0:

@@ -13,7 +13,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .elementary import coefficients, exponential, two_sum
+from .elementary import coefficients, exponential, least, two_sum
 from .jit import INLINE, inline
 from .summation import (
     dot_push,
@@ -171,18 +171,23 @@ def row_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead, 
 
 @inline
 def segment_others(x, at, mask, mask_at, n, m, shift, high, low):
-    """The sum of exp over one segment without the row's maximum (see tiles.CONFIDENT)."""
+    """The sum of exp over one segment without the row's maximum (see tiles.CONFIDENT).
+
+    What stands for the exponential of -inf is left out: a large weight may multiply the logarithm.
+    """
     total = dot_start(filled(x, 0.0))
     c = coefficients(filled(x, 0.0))
     w = lanes(x)
     j = 0
     while j + w <= n:
         v = load_kept(x, at + j, mask, mask_at + j)
-        total = exact_push(total, select(v == m, 0.0, exponential(v, shift, high, low, c)))
+        e = exponential(v, shift, high, low, c)
+        total = exact_push(total, select((v == m) | (e < least(e)), 0.0, e))
         j += w
     if j < n:
         v = load_kept_part(x, at + j, mask, mask_at + j, n - j)
-        e = select(v == m, 0.0, exponential(v, shift, high, low, c))
+        e = exponential(v, shift, high, low, c)
+        e = select((v == m) | (e < least(e)), 0.0, e)
         total = exact_push(total, select(below(v, n - j), e, 0.0))
     return sum_end(total)
 

@@ -144,6 +144,20 @@ def test_what_is_ruled_out_is_nothing_in_any_gradient(target):
     assert (cross_entropy_backward(1e20, x, target) == 0).all()
 
 
+@pytest.mark.parametrize("target", [np.array([0]), np.eye(1, 40)], ids=["class", "probabilities"])
+def test_what_is_ruled_out_is_not_among_the_others(target):
+    x = np.full((1, 40), -np.inf, np.float32)
+    x[0, :2] = 4, -116
+    target, weight, p = target.astype(target.dtype.kind + "4"), np.full(40, 1e30), np.exp(-120.0)
+    got = cross_entropy_backward(weight[:1], x, target, reduction="none")
+    np.testing.assert_allclose(got[0, :2], weight[0] * np.array([-p, p]), rtol=1e-6)
+    losses = [
+        cross_entropy(x, target, weight=weight, reduction="none"),
+        cross_entropy_value_and_grad(x, target, weight=weight, reduction="none")[0],
+    ]
+    np.testing.assert_allclose(losses, weight[0] * p, rtol=1e-6)
+
+
 def test_a_small_weight_brings_back_what_overflows():
     x = np.array([[1e308, -1e308]])
     loss = cross_entropy(x, [1], weight=[1, 1e-20], temperature=1e-4, reduction="none")
@@ -310,6 +324,10 @@ def test_special_values():
     loss, grad = cross_entropy_value_and_grad(x[:1], [1], reduction="none")
     assert loss == inf
     np.testing.assert_allclose(grad, [[0.26894142, -1, 0.73105858]], rtol=1e-6)
+    # an infinite distance hides no NaN
+    assert np.isnan(cross_entropy(x[1:2], [2]))
+    far = np.array([[1e308, -1e308, np.nan]])
+    assert np.isnan(cross_entropy(far, [1], temperature=1e-4))
     # a class that is out of reach and not wanted does not count
     loss, grad = cross_entropy_value_and_grad(x[:1], np.float32([[0, 0, 1]]))
     assert loss == np.float32(0.31326169) and grad[0, 1] == 0

@@ -64,6 +64,18 @@ def test_bits_of_a_row_alone(dtype, n):
                     assert_same_bits(backward(*given, temperature=t, out=given[place]), result)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_signs_of_zeros(dtype):
+    dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    tiny = float(ml_dtypes.finfo(dtype).smallest_subnormal)
+    y = np.full((16, 4), 0.25, dtype)
+    y[8:, 1:] = tiny
+    g = np.full((16, 4), -0.0, dtype)
+    g[1::2, 1] = -tiny
+    y[12:, 0] = 0
+    assert_same_bits(numbasoft.softmax_backward(g, y), one_by_one(numbasoft.softmax_backward, g, y))
+
+
 @pytest.mark.parametrize("threads_of_rows", [8, 5000])
 def test_strided_rows_and_other_axes(threads_of_rows):
     rng = np.random.default_rng(3)

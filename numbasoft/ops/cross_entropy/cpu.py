@@ -14,7 +14,7 @@ from numba import prange, types
 from numba.extending import overload
 
 from ...confident import logs_of_parts, others_of
-from ...elementary import coefficients, exponential, largest, shift_of_lse, two_sum
+from ...elementary import coefficients, exponential, largest, least, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import row_exponentials, row_maximum
 from ...summation import dot_push, dot_start, exact_push, sum_end, two_parts
@@ -148,7 +148,7 @@ def rows_of(
                     s = total[r] + lost[r]
                     share_k = share_of(e, q, q_at, weights, spread, k)
                     elsewhere = (whole[r] - share_k) + whole_lost[r]
-                    p_k, others_p = told(e, e_own[r], 1) / s, told(e, others[r], n) / s
+                    p_k, others_p = (0.0 if e_own[r] < least(e) else e_own[r]) / s, others[r] / s
                     q_k = share_k if target is None else share_k + own[i + r]
                     own_gradient = gradient_at(p_k, others_p, q_k, elsewhere, mass, mass_and, extra)
                 row_gradients(
@@ -299,7 +299,10 @@ def majority(e, at, n, total):
 
 @inline
 def parted(e, at, n, k, total, lost):
-    """A sum of exponentials in two parts, and the sum without the one at k, which may be overwritten."""
+    """A sum of exponentials in two parts, and the sum without the one at k, which may be overwritten.
+
+    Beside a large gradient or weight the others matter, however little they are next to the one at k.
+    """
     own = np.float64(element(e, at + k))
     others = (total - own) + lost
     if not others < total * CONFIDENT:
@@ -308,10 +311,10 @@ def parted(e, at, n, k, total, lost):
     s = dot_start(filled(e, 0.0))
     j = 0
     while j + lanes(e) <= n:
-        s = exact_push(s, load(e, at + j))
+        s = exact_push(s, counted(load(e, at + j)))
         j += lanes(e)
     if j < n:
-        s = exact_push(s, load_part(e, at + j, n - j, 0.0))
+        s = exact_push(s, counted(load_part(e, at + j, n - j, 0.0)))
     both = sum_end(s)
     others = both[0] + both[1]
     total, lost = two_sum(own, others)
@@ -337,7 +340,10 @@ def value_of_class(target, own, i, m, own_logit, inverse, log, far, whole, z, ls
     value = own[i] * log
     if own[i] != 0.0:
         # the distance may overflow though its product does not
-        value = own[i] * (quarter * 4.0 + log) if quarter < 2.0**1000 else (own[i] * apart) * inverse * 4.0
+        if quarter < 2.0**1000:
+            value = own[i] * (quarter * 4.0 + log)
+        else:
+            value += (own[i] * apart) * inverse * 4.0
     if whole != 0.0:
         value += whole * log + far * inverse
     return with_square(value, z, lse)
@@ -382,20 +388,20 @@ def factors_safe_by_type(like, reciprocal, factor):
 
 
 def lift(like):
-    """What makes every probability a normal number, and the exponential below which it counts as 0."""
+    """What makes every probability a normal number."""
 
 
 @overload(lift, **INLINE)
 def lift_by_type(like):
     wide = getattr(like, "dtype", None) or like.element
-    numbers = (2.0**400, 2.0**-1020) if wide == types.float64 else (2.0**60, 2.0**-123)
-    return lambda like: numbers
+    number = 2.0**400 if wide == types.float64 else 2.0**60
+    return lambda like: number
 
 
 @inline
-def told(like, total, n):
-    """The sum of n exponentials, 0 where it may be that of exponentials that count as 0."""
-    return 0.0 if total < n * lift(like)[1] else total
+def counted(e):
+    """A vector of exponentials, 0 where one counts as 0."""
+    return select(e < least(e), 0.0, e)
 
 
 @inline
@@ -414,7 +420,7 @@ def row_gradients(e, e_at, n, reciprocal, factor, q, q_at, weights, spread, unit
         low += reciprocal[0] * factor[1] + reciprocal[1] * factor[0]
         row_products(e, e_at, n, two_parts((high, low), e), q, q_at, weights, spread, unit, dx, dx_at)
         return
-    up = lift(e)[0] if abs(factor[0]) > 1.0 else 1.0
+    up = lift(e) if abs(factor[0]) > 1.0 else 1.0
     both = two_parts((reciprocal[0] * up, reciprocal[1] * up), e)
     one = filled(e, 1.0)
     none = 0.0 if both[0] == both[0] and factor[0] == factor[0] else np.nan
@@ -422,7 +428,7 @@ def row_gradients(e, e_at, n, reciprocal, factor, q, q_at, weights, spread, unit
     while j < n:
         v = load_part(e, e_at + j, n - j, 0.0)
         p = fma(v, both[0], v * both[1]) * (factor[0] / up)
-        p = select(v < lift(e)[1], none, p)
+        p = select(v < least(e), none, p)
         a = share_part(one, q, q_at, weights, spread, j, n - j)
         store_part(dx, dx_at + j, n - j, less(p, a, unit))
         j += lanes(e)
@@ -517,8 +523,7 @@ def rows_from_lse(
 @inline
 def from_lse(v, shift, high, low, c):
     """exp(v / T - lse) times ``largest``: 0 where that is too small for a factor, inf where it is too large."""
-    e = exponential(v, shift, high, low, c)
-    e = select(e < lift(c[0])[1], 0.0, e)
+    e = counted(exponential(v, shift, high, low, c))
     return select(fma(v - shift[0], high, shift[4]) > 60.0, np.inf, e)
 
 
@@ -534,7 +539,7 @@ def part_from_lse(x, at, n, shift, high, low, factor, spread, first, unit, dx, d
     one = filled(x, 1.0)
     c = coefficients(one)
     total = dot_start(one)
-    up = lift(one)[0] if abs(factor) > 1.0 else 1.0
+    up = lift(one) if abs(factor) > 1.0 else 1.0
     part = up / largest(x)
     none = 0.0 if factor == factor else np.nan
     j = 0

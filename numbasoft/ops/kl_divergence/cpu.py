@@ -7,7 +7,7 @@ from numba import prange, types
 from numba.extending import overload
 
 from ...confident import log_of_total
-from ...elementary import coefficients, exponential, largest, two_sum
+from ...elementary import coefficients, exponential, largest, least, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...passes import row_exponentials, row_maximum
 from ...split import row_shift
@@ -78,16 +78,6 @@ def forward_rows(
 
 # As p and q both sum to 1 the divergence is the sum of q - p - p log(q / p), of which no term is negative:
 # p (log p - log q) are of both signs, and where p and q are nearly equal little is left of them.
-
-
-def least(e):
-    """The exponential below which it counts as 0."""
-
-
-@overload(least, **INLINE)
-def least_by_type(e):
-    number = 2.0**-1020 if e.element == types.float64 else 2.0**-123
-    return lambda e: number
 
 
 def log_ratio(v, m, u, top, inverse, between):
