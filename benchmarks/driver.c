@@ -1,7 +1,7 @@
 /* A CUDA driver that runs nothing: benchmarks/gpu_host.py builds it as libcuda.so.1.
  *
  * Memory of its devices (two with STAND_IN_DEVICES=2) is memory of the host, kernels have no
- * effect. Launches are counted, and of the last one its dimensions, its stream, its device and
+ * effect. The first is of compute capability 9.0, or of STAND_IN_MAJOR.0. Launches are counted, and of the last one its dimensions, its stream, its device and
  * its parameters kept. Every function that is not written out below succeeds and leaves its
  * outputs as they are.
  */
@@ -51,7 +51,8 @@ static Result device_get(int *device, int i) { *device = i; return SUCCESS; }
 static Result device_name(char *name, int n, int device) { strncpy(name, "stand-in", n); return SUCCESS; }
 static Result device_uuid(char *uuid, int device) { memset(uuid, device, 16); return SUCCESS; }
 static Result device_attribute(int *value, int which, int device) {
-    *value = which == MAJOR ? 9 : which == MINOR ? 0 : which == MULTIPROCESSORS ? 132 : 1024;
+    const char *given = device ? 0 : getenv("STAND_IN_MAJOR");
+    *value = which == MAJOR ? (given ? atoi(given) : 9) : which == MINOR ? 0 : which == MULTIPROCESSORS ? 132 : 1024;
     return SUCCESS;
 }
 

@@ -356,6 +356,36 @@ def test_in_a_process_of_its_own(part):
 @needs_numba_cuda
 @pytest.mark.parametrize(("part", "devices"), [("launched", 1), ("launched", 2), ("stored", 1)])
 def test_calls_up_to_the_driver(part, devices, tmp_path):
+    run_part(part, stand_in(tmp_path, devices))
+
+
+@needs_numba_cuda
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_device_that_is_too_old(devices, tmp_path):
+    code = (
+        "import numpy, numbasoft\n"
+        "from numba import cuda\n"
+        "for device in cuda.gpus:\n"
+        "    with device:\n"
+        "        x = cuda.to_device(numpy.zeros((2, 3), 'f4'))\n"
+        "        for _ in range(2):\n"
+        "            try: print(numbasoft.softmax(x).shape)\n"
+        "            except RuntimeError as error: print(error)\n"
+        "try: print(numbasoft.cuda.require())\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, **stand_in(tmp_path, devices), "STAND_IN_MAJOR": "7"},
+        cwd=Path(numbasoft.__file__).parents[1],
+    )  # fmt: skip
+    sentence = "kernels need a CUDA device of compute capability 8.0 or newer, but this one has 7.0"
+    of_newer = ["(2, 3)", "(2, 3)", "None"] if devices == 2 else [sentence]
+    assert done.stdout.splitlines() == [sentence] * 2 + of_newer, done.stderr[-4000:]
+
+
+def stand_in(folder, devices):
+    """The environment of a process with the stand-in for a driver."""
     sys.path.insert(0, str(ROOT))
     try:
         from benchmarks import gpu_host
@@ -363,4 +393,4 @@ def test_calls_up_to_the_driver(part, devices, tmp_path):
         sys.path.remove(str(ROOT))
     if not sys.platform.startswith("linux") or gpu_host.compiler() is None:
         pytest.skip("no C compiler on Linux to build the stand-in for the driver with")
-    run_part(part, {**gpu_host.build(tmp_path), "STAND_IN_DEVICES": str(devices)})
+    return {**gpu_host.build(folder), "STAND_IN_DEVICES": str(devices)}

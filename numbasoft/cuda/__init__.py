@@ -19,6 +19,9 @@ MISSING = (
     "pip install 'numba-cuda[cu13]>=0.30.4,<0.31'"
 )
 
+# The compute capability that kernels need.
+OLDEST = 8, 0
+
 __all__ = ["device", "literal", "require"]
 
 
@@ -30,7 +33,7 @@ def require() -> None:
     ImportError
         numba-cuda is not installed. The CUDA target inside Numba itself is deprecated and not used.
     RuntimeError
-        There is no CUDA driver, or no device.
+        There is no CUDA driver, no device, or none of compute capability 8.0 or newer.
     """
     missing = reason()
     if missing:
@@ -45,13 +48,23 @@ def reason() -> tuple[type[Exception], str] | None:
         return ImportError, f"arrays on a CUDA device need {MISSING}"
     try:
         from numba import cuda
+        from numba.core import config
 
         if cuda.is_available():
-            return None
+            found = [] if config.ENABLE_CUDASIM else [d.compute_capability for d in cuda.gpus]
+            sentence = too_old(*max(found, default=OLDEST))
+            return (RuntimeError, sentence) if sentence else None
         first = str(cuda.cuda_error() or "").strip() or "there is no driver, or no device"
     except Exception as error:  # a driver that is missing or too old: each has a class of its own
         first = str(error).strip() or type(error).__name__
     return RuntimeError, f"numba-cuda finds no CUDA device to run on ({first.splitlines()[0]})"
+
+
+def too_old(major: int, minor: int) -> str | None:
+    """What to say of a device of this compute capability if its kernels cannot be compiled."""
+    if (major, minor) >= OLDEST:
+        return None
+    return f"kernels need a CUDA device of compute capability 8.0 or newer, but this one has {major}.{minor}"
 
 
 def is_installed() -> bool:

@@ -360,9 +360,14 @@ def arithmetic(kind):
         return finer_sum_of(p, lost, top, 1.0)
 
     @jit.device
+    def finer_sum_below(p, top, factor):
+        """As ``finer_sum_of``, of terms without lost parts."""
+        return integer_sum((p * (unit / top)) * factor)
+
+    @jit.device
     def sum_below(p, top):
         """As ``signed_sum_of``, of terms without lost parts."""
-        return integer_sum(p * (unit / top))
+        return finer_sum_below(p, top, 1.0)
 
     if kind == "h4":
         shift_of, exponential = plain_shift, short_exponential
@@ -370,6 +375,6 @@ def arithmetic(kind):
         compute="f8" if kind == "f8" else "f4", largest=largest, log2_e=(log2_e, log2_e_rest), shift_of=shift_of, shift_of_lse=shift_of_lse, exponential=exponential,
         factor_and_power=factor_and_power, wide_shift=wide_shift, wide_exponential=wide_exponential,
         sum_of=sum_of, pair_of=pair_of, reciprocal=reciprocal, log1p_of=log1p_of, log_of_sum=log_of_sum,
-        lift_for=lift_for, unlift_for=unlift_for, top_of=top_of, signed_sum_of=signed_sum_of, finer_sum_of=finer_sum_of, sum_below=sum_below,
+        lift_for=lift_for, unlift_for=unlift_for, top_of=top_of, signed_sum_of=signed_sum_of, finer_sum_of=finer_sum_of, finer_sum_below=finer_sum_below, sum_below=sum_below,
         tiny=tiny, lift=lift, smallest=k.smallest, epsilon=k.epsilon, log_of_quotient=log_of_quotient, log_near=log_near, log_of=log_of,
     )  # fmt: skip

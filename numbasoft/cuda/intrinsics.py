@@ -401,7 +401,7 @@ def whole_number(builder, x):
 def integer_sum(typingctx, v):
     """The sum of all lanes, each rounded to an integer, and of what rounding left times 2**47.
 
-    The second is 0 for float32, whose elements are below 2**48 and have few bits below 1.
+    The second is 0 for float32, whose elements are below 2**50 and have few bits below 1.
     float64 elements are below 2**50.
     """
     if not isinstance(v, Vector):

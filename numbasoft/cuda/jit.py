@@ -7,7 +7,7 @@ import numpy as np
 from numba import cuda
 from numba.core import config
 
-from . import MISSING, is_installed
+from . import MISSING, is_installed, too_old
 
 if not is_installed():
     raise ImportError(f"numbasoft.cuda needs {MISSING}")
@@ -66,7 +66,9 @@ class Compiled:
         from . import disk
 
         self.kinds = [ARGUMENT[str(kind)] for kind in signature.args]
-        cuda.current_context()
+        sentence = too_old(*cuda.current_context().device.compute_capability)
+        if sentence:  # beside a newer one
+            raise RuntimeError(sentence)
         path = None if options is None else disk.path_of(function, signature, threads, options)
         self.module, self.kernel = loaded(disk.load(path))
         if self.kernel is None:

@@ -68,6 +68,16 @@ def warp_sum(value, lanes):
 
 
 @jit.device
+def warp_least(value, lanes):
+    """The least int64 of 1, 2, 4, 8, 16 or 32 neighbouring threads of a warp, in each of them."""
+    step = 1
+    while step < lanes:
+        value = min(value, from_lane(value, step))
+        step *= 2
+    return value
+
+
+@jit.device
 def exchanged(value, missing, team, cells, slot):
     """One value of every warp, one in each lane; lanes beyond the last warp get ``missing``."""
     lane = cuda.threadIdx.x % 32
@@ -85,6 +95,15 @@ def team_maximum(value, team, cells, slot):
     value = warp_maximum(value, min(team, 32))
     if team > 32:
         value = warp_maximum(exchanged(value, value, team, cells, slot), 32)
+    return value
+
+
+@jit.device
+def team_least(value, team, cells, slot):
+    """The least int64 of a team."""
+    value = warp_least(value, min(team, 32))
+    if team > 32:
+        value = warp_least(exchanged(value, value, team, cells, slot), 32)
     return value
 
 

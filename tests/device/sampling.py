@@ -7,7 +7,7 @@ from simulated import forget, here, there
 
 import numbasoft
 from numbasoft import counter
-from numbasoft.cuda import calls, copies, geometry
+from numbasoft.cuda import calls, copies, geometry, jit
 from numbasoft.cuda.counter import fractions
 from numbasoft.ops.sample import cuda as kernels
 
@@ -239,3 +239,19 @@ def test_noise_in_other_layouts(rng, blocks):
     numbasoft.gumbel_softmax(there(x.astype(BFLOAT16)), rng=3, out=d, hard=True)
     np.testing.assert_array_equal(here(d), numbasoft.gumbel_softmax(x.astype(BFLOAT16), rng=3, hard=True))
     assert here(numbasoft.gumbel_softmax(there(x[:0]), rng=3)).shape == (0, 3, 2)
+
+
+def test_one_class_of_a_row_that_float32_does_not_count(monkeypatch):
+    n = 2**24 + 3
+    for module in geometry, kernels:
+        monkeypatch.setitem(module.DRAW_VECTORS, "f4", 1 << 18)
+    kernels.hardened.cache_clear()
+    kernel, signature = kernels.hardened("f4")
+    try:
+        launch = jit.kernel(kernel, signature, 2)[1, 2, 0]
+    finally:
+        kernels.hardened.cache_clear()
+    y = np.zeros(n, "f4")
+    y[-2:] = 0.5
+    launch(y.ctypes.data, 0, n, -inf, y.ctypes.data, 0)
+    assert np.flatnonzero(y) == n - 2

@@ -254,14 +254,14 @@ def test_the_bits_depend_on_the_row_alone(name, dtype, rng, monkeypatch):
 def one_thread_a_segment(monkeypatch):
     """Segments of a million float32, each in a single thread."""
     from numbasoft.cuda import split
+    from numbasoft.ops.cross_entropy import cuda as cross_entropy
+    from numbasoft.ops.kl_divergence import cuda as divergence
     from numbasoft.ops.log_softmax import cuda as log_softmax
     from numbasoft.ops.softmax import cuda as softmax
 
-    modules = split, log_softmax, softmax
-    for module in geometry, *modules:
-        monkeypatch.setitem(module.SEGMENT_VECTORS, "f4", 1 << 18)
-        if hasattr(module, "LAST_VECTORS"):
-            monkeypatch.setitem(module.LAST_VECTORS, "f4", 1 << 18)
+    modules = split, log_softmax, softmax, cross_entropy, divergence
+    for vectors in geometry.SEGMENT_VECTORS, geometry.LAST_VECTORS, geometry.PIECE_VECTORS:
+        monkeypatch.setitem(vectors, "f4", 1 << 18)
     monkeypatch.setattr(geometry, "SEGMENT_THREADS", 1)
     clear(*modules)
     yield
@@ -293,6 +293,26 @@ def test_very_long_rows_of_terms_below_the_unit(one_thread_a_segment):
     assert abs(got - (1 - total)) < 4 * np.spacing(dtype(1))
     got = run("log_softmax_backward", [y, np.zeros_like(y)])[0, 0]
     assert abs(got - (1 - total)) < 4 * np.spacing(dtype(1))
+
+
+def test_very_long_rows_of_losses_below_the_unit(one_thread_a_segment):
+    n, dtype = 6_000_000, np.float32
+    x = np.full((1, n), -40, dtype)
+    x[0, :2] = 0, -1 - 2**-22
+    q = np.full_like(x, 0.999 * 2.0**-44 / 40)
+    q[0, :2] = 0, 1 - 2**-23
+    a, b, small = np.longdouble(x[0, 1]), np.longdouble(q[0, 1]), (n - 2) * np.longdouble(q[0, 2])
+    lse = np.log(1 + np.exp(a) + (n - 2) * np.exp(np.longdouble(-40)))
+    want = b * (lse - a) + small * (lse + 40)
+    got = call("cross_entropy", x, q, reduction="none")[0]
+    assert abs(got - want) < 2 * np.spacing(dtype(want))
+    # the largest term is above 1, and those of the classes that p rules out are their probabilities
+    x[0, 1:] = -inf
+    y = np.full_like(x, np.log(0.99 * 2.0**-44))
+    y[0, :2] = -1.99, np.log1p(-np.exp(-1.99))
+    want = np.log(np.exp(y[0, :3].astype(np.longdouble)) @ [1, 1, n - 2]) - y[0, 0]
+    got = call("kl_divergence", x, y, reduction="none")[0]
+    assert abs(got - want) < 2 * np.spacing(dtype(want))
 
 
 @pytest.mark.parametrize(("name", "n"), [("softmax", 3), ("softmax", 600), ("log_softmax_backward", 130)])

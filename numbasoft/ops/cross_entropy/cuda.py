@@ -67,7 +67,9 @@ from ...cuda.split import (
     TOTAL,
     count_over,
     field,
+    finer,
     maximum_of,
+    rounded,
     row_of,
     second_of,
     sum_over,
@@ -283,7 +285,7 @@ def classes_of(storage, target, gradient):
 def losses_of(storage, target, gradient):
     """The loss of a row, and what it needs of the logits that q is spread over."""
     a = arithmetic_of(storage, gradient)
-    pair_of, top_of, sum_below = a.pair_of, a.top_of, a.sum_below
+    pair_of, top_of, finer_sum_below = a.pair_of, a.top_of, a.finer_sum_below
     _, logarithm = logarithms(storage, gradient)
     is_shared = target != CLASS
 
@@ -293,9 +295,9 @@ def losses_of(storage, target, gradient):
         return share * select(share == 0.0, 0.0, fma(v, -0.25, m * 0.25))
 
     @jit.device
-    def positive_sum_of(v, most):
-        """The sum of a thread's terms, none below 0 or above ``most``, as integers."""
-        return sum_below(v, top_of(most, number(most, 1.0)))
+    def positive_sum_of(v, most, factor):
+        """The sum of a thread's terms, none below 0 or above ``most``, as so many times as large integers."""
+        return finer_sum_below(v, top_of(most, number(most, 1.0)), factor)
 
     @jit.device
     def positive_total(most, total):
@@ -516,25 +518,25 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
             least = team_maximum(largest_lane(0.0 - given), team, cells, 8)
         if target == WEIGHTED:
             most = team_maximum(largest_lane(given), team, cells, 9)
-            total, rest = positive_sum_of(given, most)
+            total, rest = positive_sum_of(given, most, 1.0)
             total, rest = team_sum(total, team, cells, 10), team_sum(rest, team, cells, 11)
             given_sum = positive_total(most, parts_of(total, rest))
         share = share_of(at, given, thread, team, n, 0, shared, weights, spread)
         if is_shared:
             terms = distance(v, share, m)
             most = team_maximum(largest_lane(terms), team, cells, 5)
-            total, rest = positive_sum_of(terms, most)
+            total, rest = positive_sum_of(terms, most, 1.0)
             total, rest = team_sum(total, team, cells, 6), team_sum(rest, team, cells, 7)
             far = positive_total(most, parts_of(total, rest))
         if not has_class:
             part = select(v < m, share, 0.0)
             most = team_maximum(largest_lane(part), team, cells, 12)
-            total, rest = positive_sum_of(part, most)
+            total, rest = positive_sum_of(part, most, 1.0)
             total, rest = team_sum(total, team, cells, 13), team_sum(rest, team, cells, 14)
             elsewhere = positive_total(most, parts_of(total, rest))
             part = select(v < m, 0.0, share)
             most = team_maximum(largest_lane(part), team, cells, 15)
-            total, rest = positive_sum_of(part, most)
+            total, rest = positive_sum_of(part, most, 1.0)
             total, rest = team_sum(total, team, cells, 16), team_sum(rest, team, cells, 17)
             shares = elsewhere + positive_total(most, parts_of(total, rest))
             if target != WEIGHTED:
@@ -676,7 +678,7 @@ def columns(storage, target, gradient, loss_storage):
             given_total, given_rest = i - i, i - i
             j = start
             while j < n:
-                part = positive_sum_of(gather_q(q_at, q_step, j, share_count, n), most_given)
+                part = positive_sum_of(gather_q(q_at, q_step, j, share_count, n), most_given, 1.0)
                 given_total += part[0]
                 given_rest += part[1]
                 j += share_count * STRIDED_LANES
@@ -728,7 +730,7 @@ def columns(storage, target, gradient, loss_storage):
             rest += part[1]
             if is_shared:
                 share = share_of(q_at, q_step, j, share_count, n, shared, weights, spread)
-                part = positive_sum_of(distance(v, share, m), most)
+                part = positive_sum_of(distance(v, share, m), most, 1.0)
                 far_total += part[0]
                 far_rest += part[1]
             j += share_count * STRIDED_LANES
@@ -748,10 +750,10 @@ def columns(storage, target, gradient, loss_storage):
             while j < n:
                 v = gather(at, x_step, j, share_count, n)
                 share = share_of(q_at, q_step, j, share_count, n, shared, weights, spread)
-                part = positive_sum_of(select(v < m, share, 0.0), most_others)
+                part = positive_sum_of(select(v < m, share, 0.0), most_others, 1.0)
                 others_total += part[0]
                 others_rest += part[1]
-                part = positive_sum_of(select(v < m, 0.0, share), most_top)
+                part = positive_sum_of(select(v < m, 0.0, share), most_top, 1.0)
                 top_total += part[0]
                 top_rest += part[1]
                 j += share_count * STRIDED_LANES
@@ -821,6 +823,7 @@ def segment_shares(storage, target, gradient, last):
     """What a segment holds of q: first the largest terms; with ``last`` the sums."""
     a = arithmetic_of(storage, gradient)
     distance, positive_sum_of, _, _ = losses_of(storage, target, gradient)
+    finer_of = finer(a.compute)
     parts, vectors = parts_of_segment(storage, target)
     share_of = shares_of(storage, target, gradient, vectors)
     has_class = target in OF_CLASSES
@@ -836,16 +839,16 @@ def segment_shares(storage, target, gradient, last):
             write_cell(field(fields, unit, which), bits_of(most))
 
     @jit.device
-    def leave_sum(total, fields, unit, cells, slot):
+    def leave_sum(total, bits, fields, unit, cells, slot):
         first = team_sum(total[0], cuda.blockDim.x, cells, slot)
         rest = team_sum(total[1], cuda.blockDim.x, cells, slot + 1)
         if cuda.threadIdx.x == 0:
-            write_cell(field(fields, unit, TOTAL), first)
+            write_cell(field(fields, unit, TOTAL), rounded(first, bits))
             write_cell(field(fields, unit, REST), rest)
 
     @jit.device
-    def plus_sum(total, v, most):
-        part = positive_sum_of(v, most)
+    def plus_sum(total, v, most, factor):
+        part = positive_sum_of(v, most, factor)
         return total[0] + part[0], total[1] + part[1]
 
     def cross_entropy_segment_shares(
@@ -871,6 +874,7 @@ def segment_shares(storage, target, gradient, last):
         unit = row * segments + segment
         far, given = region(work, units, FAR), region(work, units, GIVEN)
         others, top = region(work, units, OTHERS), region(work, units, TOP)
+        factor, bits = finer_of(n)
         m = maximum_of(shared, work, row, segments, MAXIMUM, cells, 0)
         most = number(m, -INFINITY)
         most_given, least, most_others, most_top = most, most, most, most
@@ -893,12 +897,12 @@ def segment_shares(storage, target, gradient, last):
             share = share_of(at, q_row, thread, team, inside, begin, shared, weights, spread)
             terms = distance(v, share, m)
             if last:
-                far_sum = plus_sum(far_sum, terms, most)
+                far_sum = plus_sum(far_sum, terms, most, factor)
                 if not has_class:
-                    others_sum = plus_sum(others_sum, select(v < m, share, 0.0), most_others)
-                    top_sum = plus_sum(top_sum, select(v < m, 0.0, share), most_top)
+                    others_sum = plus_sum(others_sum, select(v < m, share, 0.0), most_others, factor)
+                    top_sum = plus_sum(top_sum, select(v < m, 0.0, share), most_top, factor)
                 if target == WEIGHTED:
-                    given_sum = plus_sum(given_sum, q_row, most_given)
+                    given_sum = plus_sum(given_sum, q_row, most_given, factor)
             else:
                 most = maximum(most, largest_lane(terms))
                 if not has_class:
@@ -908,12 +912,12 @@ def segment_shares(storage, target, gradient, last):
                     most_top = maximum(most_top, largest_lane(select(v < m, 0.0, share)))
             part += 1
         if last:
-            leave_sum(far_sum, far, unit, cells, 4)
+            leave_sum(far_sum, bits, far, unit, cells, 4)
             if not has_class:
-                leave_sum(others_sum, others, unit, cells, 8)
-                leave_sum(top_sum, top, unit, cells, 10)
+                leave_sum(others_sum, bits, others, unit, cells, 8)
+                leave_sum(top_sum, bits, top, unit, cells, 10)
             if target == WEIGHTED:
-                leave_sum(given_sum, given, unit, cells, 6)
+                leave_sum(given_sum, bits, given, unit, cells, 6)
         else:
             leave_largest(most, far, unit, MAXIMUM, cells, 4)
             if not has_class:

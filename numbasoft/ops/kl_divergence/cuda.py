@@ -47,7 +47,9 @@ from ...cuda.split import (
     TOTAL,
     count_over,
     field,
+    finer,
     maximum_of,
+    rounded,
     row_of,
     second_of,
     sum_over,
@@ -78,7 +80,7 @@ def ratios(storage):
     a = arithmetic_of(storage, gradient=True)
     exponential, shift_of, log_of_sum, pair_of = a.exponential, a.shift_of, a.log_of_sum, a.pair_of
     reciprocal, lift_for, unlift_for, top_of = a.reciprocal, a.lift_for, a.unlift_for, a.top_of
-    largest, sum_below = a.largest, a.sum_below
+    largest, finer_sum_below = a.largest, a.finer_sum_below
     series = polynomial_of(tuple(1.0 / math.factorial(k + 2) for k in range(TERMS[a.compute])))
 
     @jit.device
@@ -137,10 +139,10 @@ def ratios(storage):
         return (d, lost + (log_y[1] - log_x[1])), (part * (1.0 / largest), rest * (1.0 / largest))
 
     @jit.device
-    def sum_of_terms(t, most):
-        """The sum of a thread's terms, of which this is the largest of the row's, as integers."""
+    def sum_of_terms(t, most, factor):
+        """The sum of a thread's terms, of which this is the largest of the row's, as so many times as large integers."""
         lift = lift_for(most)
-        return sum_below((t * lift) * lift, top_of(most, lift))
+        return finer_sum_below((t * lift) * lift, top_of(most, lift), factor)
 
     @jit.device
     def result_of(most, total, s, r):
@@ -240,7 +242,7 @@ def forward(storage, vectors, aligned, of_result):
         most = team_maximum(largest_lane(t), team, cells, 10)
 
         # the sum
-        total, rest = sum_of_terms(t, most)
+        total, rest = sum_of_terms(t, most, 1.0)
         total, rest = team_sum(total, team, cells, 11), team_sum(rest, team, cells, 12)
         if on and thread == 0:
             write(divergence + row * pitch, result_of(most, parts_of(total, rest), s_x, 1.0 / s_x[0]))
@@ -342,7 +344,7 @@ def forward_columns(storage, of_result):
         j = start
         while j < n:
             v, u = gather(at, x_step, j, share, n), gather(y_at, y_step, j, share, n)
-            more = sum_of_terms(term_of(v, u, of_x, of_y, part, between, scale), most)
+            more = sum_of_terms(term_of(v, u, of_x, of_y, part, between, scale), most, 1.0)
             total += more[0]
             rest += more[1]
             j += share * STRIDED_LANES
@@ -382,7 +384,7 @@ def terms(storage, last):
     """The terms of a segment of two long rows: first the largest, with ``last`` their sum."""
     f = ratios(storage)
     shift_of, term_of, parts_between, sum_of_terms = f.shift_of, f.term_of, f.parts_between, f.sum_of_terms
-    sums_of = row_sums(storage)
+    sums_of, finer_of = row_sums(storage), finer(f.compute)
     load = loader(storage, f.compute, PIECE_VECTORS[storage], False, -INFINITY)
     length, piece, itemsize = segment_length(storage), piece_length(storage), ITEMSIZE[storage]
     kind = number_type(f.compute)
@@ -419,6 +421,7 @@ def terms(storage, last):
         most = number(high, 0.0)
         if last:
             most = maximum_of(high, work, row, segments, MAXIMUM, cells, 0)
+        factor, bits = finer_of(n)
         total, rest = row - row, row - row
         j = row - row
         while j < inside:  # piece by piece: so many registers less
@@ -429,7 +432,7 @@ def terms(storage, last):
             )
             t = term_of(v, u, of_m, of_top, part, between, scale)
             if last:
-                more = sum_of_terms(t, most)
+                more = sum_of_terms(t, most, factor)
                 total += more[0]
                 rest += more[1]
             else:
@@ -438,7 +441,7 @@ def terms(storage, last):
         if last:
             total, rest = team_sum(total, team, cells, 1), team_sum(rest, team, cells, 2)
             if thread == 0:
-                write_cell(field(work, unit, TOTAL), total)
+                write_cell(field(work, unit, TOTAL), rounded(total, bits))
                 write_cell(field(work, unit, REST), rest)
                 write_cell(field(work, unit, SUM), bits_of(s_x[0]))
                 write_cell(field(work, unit, SUM_LOST), bits_of(s_x[1]))

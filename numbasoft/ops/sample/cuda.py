@@ -43,7 +43,7 @@ from ...cuda.geometry import DRAW_VECTORS, ITEMSIZE, VECTOR_BYTES, lanes
 from ...cuda.operations import Sample
 from ...cuda.quotients import quotients
 from ...cuda.signatures import address, number_type, signature, size, whole
-from ...cuda.team import CELLS, place, team_maximum, team_sum, warp_sum
+from ...cuda.team import CELLS, place, team_least, team_maximum, team_sum, warp_sum
 
 INFINITY = float("inf")
 
@@ -436,7 +436,7 @@ def hardened(storage):
         loader(storage, compute, vectors, False, -INFINITY),
         storer(storage, compute, vectors, False),
     )
-    places_of = placer(storage, compute, vectors)
+    places_of, within = placer(storage, compute, vectors), spanner(storage, vectors)
     kind = number_type(compute)
 
     def hardened_softmax(
@@ -451,22 +451,29 @@ def hardened(storage):
         threads = cuda.blockDim.x
         at, drawn_at = y + cuda.blockIdx.x * y_pitch, drawn + cuda.blockIdx.x * drawn_pitch
         m = vector_of(nothing)
-        j = m
         thread = cuda.threadIdx.x
         while thread * per_vector < n + per_vector:
             m = maximum(m, largest_lane(load(at, at, thread, threads, n)))
             thread += vectors * threads
         m = team_maximum(m, threads, cells, 0)
+
+        # the first that equals it: float32 does not count a long row, but the elements of one pass of the block
+        places = places_of(at, cuda.threadIdx.x, threads)
+        j = at - at + n
         thread = cuda.threadIdx.x
-        while thread * per_vector < n + per_vector:
+        while thread * per_vector < n + per_vector and j == n:
             is_largest = load(at, at, thread, threads, n) == m
-            j = maximum(j, largest_lane(select(is_largest, 0.0 - places_of(at, thread, threads), -INFINITY)))
+            if count(is_largest) > 0:
+                before = (thread - cuda.threadIdx.x) * per_vector
+                j = before - as_integer(largest_lane(select(is_largest, 0.0 - places, -INFINITY)))
             thread += vectors * threads
-        j = team_maximum(j, threads, cells, 1)
-        j = select(j > -INFINITY, 0.0 - j, 0.0)
+        j = team_least(j, threads, cells, 1)
+        if j == n:
+            j -= n
+        one, zero = number(m, 1.0), number(m, 0.0)
         thread = cuda.threadIdx.x
         while thread * per_vector < n + per_vector:
-            chosen = select(places_of(at, thread, threads) == j, 1.0, 0.0 * j)
+            chosen = select(within(at, thread, threads, j, j + 1), one, zero)
             store(drawn_at, at, thread, threads, n, True, chosen)
             thread += vectors * threads
 
