@@ -8,6 +8,7 @@ from numba import types
 from . import jit, split
 from .passes import SEGMENT
 from .tiles import AHEAD, TILE
+from .vector.types import LANES
 
 # Below this many elements starting the threads costs more than they gain.
 PARALLEL = 1 << 15
@@ -79,7 +80,8 @@ def split_rows(rows, n):
 
 def are_narrow(x, mask=None):
     """Whether rows are so short and so many that a lane is better used for a row (see numbasoft.narrow)."""
-    return mask is None and x.shape[1] <= (8 if x.itemsize == 8 else 16) and x.shape[0] >= FEWEST
+    most = LANES["float64" if x.itemsize == 8 else "float32"]
+    return mask is None and x.shape[1] <= most and x.shape[0] >= FEWEST
 
 
 def segments_of(rows, n):

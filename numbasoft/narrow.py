@@ -30,7 +30,8 @@ from .vector import (
     widened,
 )
 
-MOST = 16 * 16  # elements of a group of rows: of 16 rows of 16, or in float64 of 8 rows of 8
+# A group is as many rows as a vector has lanes. It has at most so many elements: 16 rows of 16, in float64 8 of 8.
+MOST = 16 * 16
 
 
 @inline

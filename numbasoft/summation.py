@@ -1,7 +1,8 @@
 """Sums over a row that lose nothing as rows grow, in an order fixed by the row's length.
 
 A running sum is a float64 vector and what all its additions lost, which is None where that
-does not matter, in float32 and below; what else there is, is where the sum started. At the end the lanes are combined half with half.
+does not matter, in float32 and below; what else there is, is where the sum started. At the end
+the lanes are combined half with half. ``numbasoft.narrow`` makes the same additions, a lane for every row.
 
 Source of the compensated form: T. Ogita, S. M. Rump, S. Oishi, "Accurate sum and dot
 product", SIAM J. Sci. Comput. 26 (2005) 1955-1988.

@@ -76,14 +76,12 @@ def test_signs_of_zeros(dtype):
     assert_same_bits(numbasoft.softmax_backward(g, y), one_by_one(numbasoft.softmax_backward, g, y))
 
 
-@pytest.mark.parametrize("threads_of_rows", [8, 5000])
-def test_strided_rows_and_other_axes(threads_of_rows):
+@pytest.mark.parametrize("rows", [8, 5000])
+def test_strided_rows_and_other_axes(rows):
     rng = np.random.default_rng(3)
-    x = rng.normal(0, 3, (threads_of_rows, 40)).astype(np.float32)
+    x = rng.normal(0, 3, (rows, 40)).astype(np.float32)
     part = x[:, 7:17]
-    expected = (
-        one_by_one(numbasoft.softmax, part) if threads_of_rows < 100 else numbasoft.softmax(part.copy())
-    )
+    expected = one_by_one(numbasoft.softmax, part)
     assert_same_bits(numbasoft.softmax(part), expected)
     assert_same_bits(numbasoft.softmax(part.T, axis=0), expected.T)
     assert_same_bits(numbasoft.softmax(np.asfortranarray(part)), expected)

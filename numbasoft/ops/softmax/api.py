@@ -22,13 +22,14 @@ from ...launch import (
     split_rows,
     workspace,
 )
+from ...vector.types import LANES
 from . import cpu
 
 # Up to here a copy of x costs less than NumPy's dispatch of empty_like.
 TINY = 256
 
-# Below this, and in rows longer than any narrow one, there is nothing to choose.
-SMALLEST, WIDEST = 128, 16
+# Fewer elements than this, and rows longer than any narrow one, are not worth a look at which kernel is best.
+SMALLEST, WIDEST = 128, max(LANES.values())
 
 # By dtype: the kernel's machine code and log2(e) in two parts, for calls too small to look them up.
 SMALL: dict[np.dtype, Any] = {}
