@@ -127,6 +127,11 @@ def sum_bounds(storage, masked, others):
     return (SEGMENT_THREADS, 3) if others and not masked and ITEMSIZE[storage] == 2 else SEGMENT_THREADS
 
 
+def divergence_bounds(storage):
+    """Of the terms of long rows: 512 hold registers to 128, beyond which ptxas takes 250 for sm_100."""
+    return (MOST_THREADS, 1) if ITEMSIZE[storage] == 2 else MOST_THREADS
+
+
 def power_of_two(n):
     """The smallest power of two not below n."""
     return 1 << max(0, n - 1).bit_length()

@@ -19,6 +19,8 @@ from .elementary import arithmetic
 WEIGHT_BITS, SUM_BITS = 46, 62
 # What is a smaller part of the largest probability has no weight.
 NOTHING = 2.0**-60
+# A block passes over whole rows, by indices of 32 bits that also count what it has in hand behind a row's end.
+LONGEST = 2**31 - 2**15
 
 
 class Given(NamedTuple):
@@ -47,6 +49,8 @@ def checked(logits, axis, temperature):
     x = describe(logits, "logits")
     shape = x.shadow.shape
     axis = checks.class_axis(axis, shape, "logits")
+    if shape[axis] > LONGEST:
+        raise ValueError(f"logits has {shape[axis]} elements in a row; kernels that draw count to {LONGEST}")
     t = checks.temperature(temperature)
     storage = calls.computing_storage(x.result_storage, t)
     return Given(x, axis, shape[:axis] + shape[axis + 1 :], t, storage)

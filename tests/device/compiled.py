@@ -161,7 +161,9 @@ def divergences(storage):
     for last in False, True:
         yield Kernel(split.sums, (*kinds, False, last, True), "segments", most, n, 0)
         options = *kinds, last
-        yield Kernel(kl_divergence.terms, options, "segments", geometry.MOST_THREADS, 2 * held, 0)
+        yield Kernel(
+            kl_divergence.terms, options, "segments", geometry.divergence_bounds(storage), 2 * held, 0
+        )
     yield Kernel(kl_divergence.combine, (*kinds, storage), "segments", most, 0, 0)
     most = geometry.MOST_THREADS
     yield Kernel(kl_divergence.backward_segments, (*kinds, storage), "segments", most, 2 * held, held)
@@ -251,10 +253,9 @@ def nearest_to_a_spill():
     named = {
         "kl_divergence.forward_columns-f8-f8": (9, 0), "cross_entropy.combine-f4-spread-True-f4": (9, 0),
         "cross_entropy.columns-f8-weighted-False-f8": (9, 0), "cross_entropy.combine-f8-weighted-True-f8": (10, 0),
+        "kl_divergence.terms-b2-False": (9, 0), "kl_divergence.terms-f2-True": (8, 0),
     }  # fmt: skip
-    found = [
-        (kernel, named[kernel.name]) for s in ("f4", "f8") for kernel in losses(s) if kernel.name in named
-    ]
+    found = [(kernel, named[kernel.name]) for s in EVERY for kernel in losses(s) if kernel.name in named]
     assert len(found) == len(named)
     return found
 
