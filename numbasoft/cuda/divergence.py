@@ -89,7 +89,7 @@ def forward_steps(operation, storage, of_result, numbers, where_from, aligned, o
     ]
     terms, combine = operation.last
     arguments = x, x_pitch, y, y_pitch, n, segments, *numbers, of_x, of_y, work
-    most = geometry.divergence_bounds(storage)
+    most = geometry.term_bounds(storage)
     steps += [one(terms, (storage, last), blocks, threads, most, *arguments) for last in (False, True)]
     arguments = segments, 0.0, work, result, pitch
     steps.append(one(combine, (storage, of_result), rows, threads, threads, *arguments))

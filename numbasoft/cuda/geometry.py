@@ -122,14 +122,14 @@ def loss_combine_bounds(storage):
     return (SEGMENT_THREADS, 2) if storage == "f8" else SEGMENT_THREADS
 
 
+def term_bounds(storage):
+    """Of the kernel for the terms of a divergence of long rows, with at most 128 registers: ptxas would take 250."""
+    return (SEGMENT_THREADS, 2) if ITEMSIZE[storage] == 2 else MOST_THREADS
+
+
 def sum_bounds(storage, masked, others):
     """Of ``split.sums``."""
     return (SEGMENT_THREADS, 3) if others and not masked and ITEMSIZE[storage] == 2 else SEGMENT_THREADS
-
-
-def divergence_bounds(storage):
-    """Of the terms of long rows: 512 hold registers to 128, beyond which ptxas takes 250 for sm_100."""
-    return (MOST_THREADS, 1) if ITEMSIZE[storage] == 2 else MOST_THREADS
 
 
 def power_of_two(n):

@@ -161,9 +161,7 @@ def divergences(storage):
     for last in False, True:
         yield Kernel(split.sums, (*kinds, False, last, True), "segments", most, n, 0)
         options = *kinds, last
-        yield Kernel(
-            kl_divergence.terms, options, "segments", geometry.divergence_bounds(storage), 2 * held, 0
-        )
+        yield Kernel(kl_divergence.terms, options, "segments", geometry.term_bounds(storage), 2 * held, 0)
     yield Kernel(kl_divergence.combine, (*kinds, storage), "segments", most, 0, 0)
     most = geometry.MOST_THREADS
     yield Kernel(kl_divergence.backward_segments, (*kinds, storage), "segments", most, 2 * held, held)

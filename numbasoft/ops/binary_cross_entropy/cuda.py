@@ -31,11 +31,12 @@ def losses(storage):
 
     @jit.device
     def loss_of(x, t, weight, high, low):
+        is_number, is_probability = x == x, (t >= 0.0) & (t <= 1.0)  # asked for last it took more registers
         log = log_of_one_and(small_exponential(x, high, low))
         # log(1 + exp(x)) and log(1 + exp(-x)), without the difference of nearly equal numbers
         y = times(1.0 - t, log + maximum(x, 0.0)) + times(t * weight, log + maximum(0.0 - x, 0.0))
-        y = select(x == x, y, x)
-        return select((t >= 0.0) & (t <= 1.0), y, NAN)
+        y = select(is_number, y, x)
+        return select(is_probability, y, NAN)
 
     return loss_of
 
@@ -70,8 +71,8 @@ def forward(storage, vectors, aligned, reduced):
         row, on, begin, inside = segment_of(team, rows, n, segments, length)
         thread = place(team)
         at = x + row * x_pitch + begin * itemsize
-        v = load_x(at, at, thread, team, inside)
         q = load_t(t + row * t_pitch + begin * itemsize, at, thread, team, inside)
+        v = load_x(at, at, thread, team, inside)
         y = loss_of(v, q, vector_of(weight), vector_of(high), vector_of(low))
         if reduced:
             cells = cuda.shared.array(CELLS, types.int64)
