@@ -79,7 +79,7 @@ def sample(
     a random number falls next to the boundary of two classes, or a class next to a limit, or
     logits differ but not their exponentials. That is rare: in float32 some rows in a million.
     Nothing of the logits' size is stored where rows are contiguous, whatever lies between them;
-    logits of other layouts, and integers, are copied first.
+    logits of other layouts, integers, and those of temperatures beyond 1e-30 and 1e30 are copied first.
 
     References
     ----------
