@@ -32,7 +32,7 @@ def elements(vectors, team, lanes, offset):
     return ((thread + k * team) * lanes + lane - offset).ravel()
 
 
-@pytest.mark.parametrize("in_pairs", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("in_pairs", [False, True, geometry.SHARES], ids=["forward", "backward", "shares"])
 @pytest.mark.parametrize("storage", STORAGES)
 def test_every_element_of_a_row_is_done_once(storage, in_pairs):
     # by every thread's vectors, wherever the row begins, at every width that fits into registers
@@ -46,9 +46,14 @@ def test_every_element_of_a_row_is_done_once(storage, in_pairs):
                 assert not aligned and n > longest - 2 * lanes
                 continue
             assert how.threads % how.team == 0 and how.threads <= geometry.MOST_THREADS
-            assert how.threads <= geometry.most_threads(how.vectors, storage, in_pairs)
+            if in_pairs != geometry.SHARES:
+                assert how.threads <= geometry.most_threads(how.vectors, storage, in_pairs)
             assert how.team & (how.team - 1) == 0 if how.team <= 32 else how.team % 32 == 0
             assert how.team <= 32 or how.threads == how.team
+            assert how.threads == how.team or not geometry.fills_block(how.vectors, storage, in_pairs)
+            for gradient in (False, True) if in_pairs is not True else ():  # cross-entropy's
+                bounds = geometry.loss_row_bounds(how.vectors, storage, in_pairs, gradient)
+                assert how.threads <= (bounds if isinstance(bounds, int) else bounds[0])
             # no element is left out: the last one has a vector, wherever the row begins
             most = 0 if aligned else lanes - 1
             assert how.team * how.vectors * lanes - most >= n

@@ -202,7 +202,8 @@ def steps(loss, where_from, aligned, ordinal, handle):
                 *of_x, *of_q, loss.tolerance, places, own, spread, rows, n, how.team, *factors, *of_class,
                 *units, losses, *of_dx,
             )  # fmt: skip
-            options, most = (*options, how.vectors, aligned), geometry.MOST_THREADS
+            options = *options, how.vectors, aligned
+            most = geometry.loss_row_bounds(how.vectors, loss.storage, loss.held, loss.gradient)
             main = [one(loss.kernels.rows, options, how.blocks(rows), how.threads, most, *arguments)]
         else:
             main = long_rows(loss, room, one, at, n, of_x, of_q, of_dx, places, own, spread, factors, of_class,

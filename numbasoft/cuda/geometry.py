@@ -95,6 +95,12 @@ def most_threads(vectors, storage, in_pairs=False):
     return MIDDLE_BLOCK if vectors == middle and middle != many else MOST_THREADS
 
 
+def fills_block(vectors, storage, in_pairs=False):
+    """Whether in all launches of a kernel whose threads hold so many vectors of a row its team is the block."""
+    _, middle, many = HELD[in_pairs][storage]
+    return vectors == many != middle
+
+
 # What ptxas is told of a launch: the most threads of a block, or those and how many blocks of them a
 # multiprocessor has to hold at least. Told the threads alone it aims at more blocks, and here spills for them.
 
@@ -110,6 +116,16 @@ def column_bounds(storage, heavy):
     if storage == "f8":
         return MOST_COLUMN_THREADS, 1
     return (MOST_COLUMN_THREADS, 2) if heavy else MOST_COLUMN_THREADS
+
+
+def loss_row_bounds(vectors, storage, in_pairs, gradient):
+    """Of a cross-entropy's kernel for rows; ``in_pairs`` is SHARES where it holds those."""
+    if in_pairs != SHARES:
+        threads = most_threads(vectors, storage)
+        return (threads, 2) if gradient and threads == MIDDLE_BLOCK else threads
+    if vectors == SHARE_VECTORS[storage][0]:
+        return (BLOCK, 6) if ITEMSIZE[storage] == 2 else MOST_THREADS
+    return (MOST_THREADS, 1) if storage == "f8" else MOST_THREADS
 
 
 def loss_column_bounds(storage):

@@ -40,6 +40,12 @@ def row_place(rows, team):
 
 
 @jit.device
+def block_place(rows, team):
+    """As ``row_place``, where the team is the whole block: without a division, and the same for all threads."""
+    return rows - rows + cuda.blockIdx.x, cuda.threadIdx.x, True
+
+
+@jit.device
 def segment_of(team, rows, n, segments, length):
     """Of this thread's team: its row, whether there is one, its segment's first element and how many it has."""
     unit = first_row(team)

@@ -218,9 +218,16 @@ def test_perplexity(rng, few_threads):
 
 
 def all_ways(x, target, chosen, monkeypatch):
-    """The results by threads of one warp, in segments, as columns, and as columns that are copied first."""
+    """The results by threads of one warp, by blocks, in segments, as columns, and as columns that are copied first."""
     call = "cross_entropy_value_and_grad"
     yield "team", run(call, x, target, **chosen)
+    if target.ndim == 1:
+        with monkeypatch.context() as patch:
+            most = geometry.VECTORS
+            patch.setattr(geometry, "rows_launch", lambda n, s, *_: geometry.Rows(most[s][-1], 2, 2))
+            renew()
+            yield "blocks", run(call, x, target, **chosen)
+        renew()
     with monkeypatch.context() as patch:
         in_segments(patch, 4)
         yield "segments", run(call, x, target, **chosen)

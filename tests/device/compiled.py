@@ -179,7 +179,8 @@ def class_losses(storage):
             options = *kinds, storage, vectors, aligned
             loads, stores = rows * vectors, vectors * gradient
             size = "losses" if size == "few" and (storage == "f8" or not is_plain) else size
-            yield Kernel(cross_entropy.rows, options, size, geometry.MOST_THREADS, loads, stores)
+            most = geometry.loss_row_bounds(vectors, storage, 0 if is_plain else geometry.SHARES, gradient)
+            yield Kernel(cross_entropy.rows, options, size, most, loads, stores)
         most = geometry.loss_column_bounds(storage)
         yield Kernel(cross_entropy.columns, (*kinds, storage), "columns", most)
         most = geometry.loss_combine_bounds(storage)
@@ -252,6 +253,7 @@ def nearest_to_a_spill():
         "kl_divergence.forward_columns-f8-f8": (9, 0), "cross_entropy.combine-f4-spread-True-f4": (9, 0),
         "cross_entropy.columns-f8-weighted-False-f8": (9, 0), "cross_entropy.combine-f8-weighted-True-f8": (10, 0),
         "kl_divergence.terms-b2-False": (9, 0), "kl_divergence.terms-f2-True": (8, 0),
+        "cross_entropy.rows-f8-class-True-f8-8-False": (8, 0), "cross_entropy.rows-b2-weighted-True-b2-1-False": (10, 0),
     }  # fmt: skip
     found = [(kernel, named[kernel.name]) for s in EVERY for kernel in losses(s) if kernel.name in named]
     assert len(found) == len(named)

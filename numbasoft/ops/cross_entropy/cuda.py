@@ -43,7 +43,7 @@ from ...cuda.backend import (
     writer,
 )
 from ...cuda.elementary import arithmetic_of, parts_of, two_sum
-from ...cuda.geometry import ITEMSIZE, SEGMENT_VECTORS, STRIDED_LANES, segment_length
+from ...cuda.geometry import ITEMSIZE, SEGMENT_VECTORS, SHARES, STRIDED_LANES, fills_block, segment_length
 from ...cuda.logs import logarithms, results
 from ...cuda.operations import (
     CLASS,
@@ -77,11 +77,11 @@ from ...cuda.split import (
 from ...cuda.team import (
     CELLS,
     COLUMN_CELLS,
+    block_place,
     column_maximum,
     column_place,
     column_sum,
-    first_row,
-    place,
+    row_place,
     team_maximum,
     team_sum,
 )
@@ -458,6 +458,7 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
     itemsize, loss_size = ITEMSIZE[storage], ITEMSIZE[loss_storage]
     kind = number_type(a.compute)
     room = CELLS if target == CLASS else MORE_CELLS
+    place_of = block_place if fills_block(vectors, storage, SHARES if is_shared else 0) else row_place
 
     def cross_entropy_rows(
         x,  # IN   address of the first row
@@ -488,9 +489,7 @@ def rows(storage, target, gradient, loss_storage, vectors, aligned):
         dx_pitch,  # IN   bytes from row to row
     ):
         cells = cuda.shared.array(room, types.int64)
-        row, thread = first_row(team), place(team)
-        on = row < rows
-        row = min(row, rows - 1)
+        row, thread, on = place_of(rows, team)
         at, q_at = x + row * x_pitch, q + row * q_pitch
         high, low = vector_of(high), vector_of(low)
         inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
