@@ -1,10 +1,11 @@
 """Rows no longer than a vector, which are done many at a time: the bits of a row done alone."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 import numbasoft
+
+ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed, which has bfloat16")
 
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
 
