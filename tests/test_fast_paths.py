@@ -186,8 +186,16 @@ def test_many_short_rows_are_done_a_lane_each(name, dtype, most, monkeypatch, rn
         ((200, 1), True), ((200, most), True), ((130, 2), True), ((200, most + 1), False), ((7, most), False),
     ):  # fmt: skip
         taken.clear()
-        getattr(numbasoft, name)(rng.standard_normal(shape).astype(dtype))
+        x = rng.standard_normal(shape).astype(dtype)
+        y = getattr(numbasoft, name)(x)
         assert ("narrow" in taken) == is_narrow, shape
+        if name != "logsumexp":
+            taken.clear()
+            getattr(numbasoft, f"{name}_backward")(x, y)
+            assert taken == ["narrow_backward" if is_narrow else "backward"], shape
+        taken.clear()
+        getattr(numbasoft, name)(x, where=np.ones(shape, bool))
+        assert taken == ["forward"], shape
 
 
 # The short loop is replaced by one that writes a 7, to be seen where it runs.
