@@ -143,18 +143,54 @@ def exponential_by_type(x, shift, high, low, c):
 
 
 def exponential_32(x, shift, high, low, c):
+    q, product, power = parts_32(x, shift, high, low, c)
+    return fma(q, product, power)
+
+
+def exponential_64(x, shift, high, low, c):
+    first, others, power = parts_64(x, shift, high, low, c)
+    return (first + others) * power
+
+
+def exponential_in_parts(x, shift, high, low, c, rest):
+    """As ``exponential``, and what adds up to it without the last rounding: a part, and one added to ``rest``.
+
+    Where many elements are equal, what is lost in that rounding is, and their sum misses as much.
+    """
+
+
+@overload(exponential_in_parts, **INLINE)
+def exponential_in_parts_by_type(x, shift, high, low, c, rest):
+    return in_parts_64 if x.element == types.float64 else in_parts_32
+
+
+def in_parts_32(x, shift, high, low, c, rest):
+    q, product, power = parts_32(x, shift, high, low, c)
+    return fma(q, product, power), power, fma(q, product, rest)
+
+
+def in_parts_64(x, shift, high, low, c, rest):
+    first, others, power = parts_64(x, shift, high, low, c)
+    e = first + others
+    return e * power, e * power, fma((first - e) + others, power, rest)
+
+
+@inline
+def parts_32(x, shift, high, low, c):
+    """Three numbers whose fma is the exponential; their product is at most a 22nd of it."""
     centre, magic, rest, lowest, _ = shift
     d = maximum(lowest, x - centre)
     t = fma(d, high, magic)
     r = fma(d, high, magic - t) + fma(d, low, rest)
     q = fma(r, c[3], c[2])
     q = fma(q, r, c[1])
-    q = fma(q, r, c[0])
     power = scaled_entry(t, TABLE)
-    return fma(q, power * r, power)
+    return fma(q, r, c[0]), power * r, power
 
 
-def exponential_64(x, shift, high, low, c):
+@inline
+def parts_64(x, shift, high, low, c):
+    """Three numbers: the exponential is the sum of the first two, the larger one first, times the third."""
     centre, magic, rest, lowest, fraction = shift
     d = maximum(lowest, x - centre)
     t = fma(d, high, fraction) + magic
@@ -169,9 +205,10 @@ def exponential_64(x, shift, high, low, c):
     even = fma(even, s, c[3])
     odd = fma(odd, s, c[2])
     even = fma(even, s, c[1])
-    odd = fma(odd, s, c[0])
-    q = fma(even, r, odd)
-    return fma(q, r, 1.0) * low_bits_as_exponent(t)
+    # the first term apart: what its product and its sum with 1 lose is known
+    first = fma(r, c[0], 1.0)
+    others = fma(fma(odd, r, even), s, fma(r, c[0], 1.0 - first))
+    return first, others, low_bits_as_exponent(t)
 
 
 @inline

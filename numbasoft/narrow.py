@@ -10,9 +10,10 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .elementary import coefficients, exponential, least, two_sum
+from .elementary import coefficients, least, two_sum
 from .jit import INLINE, inline
-from .summation import ABOVE
+from .passes import exponential_of
+from .summation import ABOVE, rest_start
 from .tiles import ROWS, log_of_others, logarithms_of_sums
 from .vector import (
     block_side,
@@ -77,40 +78,82 @@ def maxima_of(columns, n):
     return m
 
 
+def parts_in(exact, e, on_stack, more_on_stack):
+    """Where what is summed of exponentials is kept: in e and nowhere else if ``exact`` is None."""
+
+
+@overload(parts_in, **INLINE)
+def parts_in_by_type(exact, e, on_stack, more_on_stack):
+    if exact == types.none:
+        return lambda exact, e, on_stack, more_on_stack: (e, None)
+    if e.dtype == types.float64:
+        return lambda exact, e, on_stack, more_on_stack: (e, more_on_stack)
+    return lambda exact, e, on_stack, more_on_stack: (on_stack, more_on_stack)
+
+
 @inline
-def exponentials_of(columns, n, shift, high, low, e):
-    """Loop 2: exp of every element after the shift of its row."""
+def exponentials_of(columns, n, shift, high, low, exact, e, part, rest):
+    """Loop 2: exp of every element after the shift of its row, and what is summed of it."""
     c = coefficients(filled(columns, 0.0))
     for at in range(0, n * lanes(columns), lanes(columns)):
-        store(e, at, exponential(load(columns, at), shift, high, low, c))
+        nothing = rest_start(exact, filled(columns, 0.0))
+        v, first, second = exponential_of(exact, load(columns, at), shift, high, low, c, nothing)
+        store(e, at, v)
+        store(part, at, first)
+        store_rest(rest, at, second)
 
 
-def sums_of_columns(e, n, is_above, total, lost):
-    """Loop 3: the sum of n elements of every row in two parts, as ``sum_push`` (or ``exact_push``) makes it."""
+def store_rest(array, at, v):
+    """Write a vector of rests; none: nothing."""
+
+
+@overload(store_rest, **INLINE)
+def store_rest_by_type(array, at, v):
+    if array == types.none:
+        return lambda array, at, v: None
+    return lambda array, at, v: store(array, at, v)
+
+
+def sums_of_columns(part, rest, n, is_above, total, lost):
+    """Loop 3: the sum of n elements of every row in two parts, as ``sum_push`` (or ``exact_push``) makes it.
+
+    ``rest`` is what ``rest_push`` adds, or None.
+    """
 
 
 @overload(sums_of_columns, **INLINE)
-def sums_of_columns_by_type(e, n, is_above, total, lost):
-    return sums_64 if e.dtype == types.float64 else sums_32
+def sums_of_columns_by_type(part, rest, n, is_above, total, lost):
+    return sums_64 if part.dtype == types.float64 else sums_32
 
 
-def sums_32(e, n, is_above, total, lost):
-    w = lanes(e)
+def sums_32(part, rest, n, is_above, total, lost):
+    w = lanes(part)
     wide = stack_block(np.float64, MOST)
     for at in range(0, n * w, w):
-        store(wide, at, widened(load(e, at)))
+        store(wide, at, plus_rest(widened(load(part, at)), rest, at))
     add_up_32(wide, n, w, total)
 
 
-def sums_64(e, n, is_above, total, lost):
-    w = lanes(e)
+def sums_64(part, rest, n, is_above, total, lost):
+    w = lanes(part)
     high, low = stack_block(np.float64, MOST), stack_block(np.float64, MOST)
     for at in range(0, n * w, w):
-        v = load(e, at)
+        v = load(part, at)
         rounded = (v + ABOVE) - ABOVE if is_above else v
         store(high, at, rounded)
-        store(low, at, v - rounded)
+        store(low, at, plus_rest(v - rounded, rest, at))
     add_up_64(high, low, n, w, total, lost)
+
+
+def plus_rest(v, rest, at):
+    """v and the rest of the elements at ``at``."""
+
+
+@overload(plus_rest, **INLINE)
+def plus_rest_by_type(v, rest, at):
+    if rest == types.none:
+        return lambda v, rest, at: v
+    return lambda v, rest, at: v + widened(load(rest, at))
 
 
 def products_of_columns(a, b, n, total, lost):
@@ -171,7 +214,7 @@ def add_up_64(high, low, n, w, total, lost):
 
 
 @inline
-def logarithms_of_rows(columns, e, n, m, top, logarithm):
+def logarithms_of_rows(columns, e, rest, n, m, top, logarithm):
     """Loops 3 and 4 of log_softmax: the sum of every row and its logarithm; ``top`` are the maxima m as numbers."""
     w = lanes(columns)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
@@ -179,7 +222,7 @@ def logarithms_of_rows(columns, e, n, m, top, logarithm):
     store(maxima, 0, m)
     for r in range(w):
         top[r] = maxima[r]
-    sums_of_columns(e, n, True, total, lost)
+    sums_of_columns(e, rest, n, True, total, lost)
     logarithms_of_sums(total, lost, top, w, e, logarithm)
     is_special = False
     for r in range(w):
@@ -188,7 +231,7 @@ def logarithms_of_rows(columns, e, n, m, top, logarithm):
         for at in range(0, n * w, w):
             v = load(e, at)
             store(e, at, select((load(columns, at) == m) | (v < least(v)), 0.0, v))
-        sums_of_columns(e, n, False, total, lost)
+        sums_of_columns(e, None, n, False, total, lost)
         for r in range(w):
             if logarithm[r] < 0.0:
                 logarithm[r] = log_of_others(total[r], lost[r], e)

@@ -13,12 +13,15 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .elementary import coefficients, exponential, least, two_sum
+from .elementary import coefficients, exponential, exponential_in_parts, least, two_sum
 from .jit import INLINE, inline
 from .summation import (
     dot_push,
     dot_start,
     exact_push,
+    rest_push,
+    rest_start,
+    rest_where,
     sum_end,
     sum_joined,
     sum_push,
@@ -51,7 +54,7 @@ MOST_SEGMENTS = 64
 
 # Loop 3 follows loop 2 after this many elements, from the first cache: with both in one loop the
 # additions wait for exponentials and keep the next ones out of the CPU's queue.
-BLOCK = 1024
+BLOCK = 256
 
 
 @inline
@@ -82,58 +85,111 @@ def row_maximum(x, at, mask, mask_at, n):
 
 
 @inline
-def segment_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead, result=None, result_at=0):
+def segment_exponentials(
+    x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead, exact=None, result=None, result_at=0
+):
     """Loops 2 and 3 over one segment: exp of every element, kept in e (or None), and their sum.
 
-    ``result`` is what a later loop writes, if that is not e: its lines are asked for here.
+    Unless ``exact`` is None the sum is that of exponentials before they were rounded. ``result``
+    is what a later loop writes, if that is not e: its lines are asked for here.
     """
     total = sum_start(filled(x, 0.0))
-    block = block_in(e, stack_block(x, BLOCK))
+    block, kept = blocks_in(e, exact, stack_block(x, BLOCK))
     c = coefficients(filled(x, 0.0))
     w = lanes(x)
     # The last vector may overlap the one before; it is read before that overwrites it in place.
     last = load_kept(x, at + n - w, mask, mask_at + n - w) if n >= w else filled(x, 0.0)
     j = 0
     while j + w <= n:
-        start, stop = block_start(e, e_at + j), min(j + BLOCK, n)
-        k = start
+        start, stop = block_start(e, exact, e_at + j), min(j + BLOCK, n)
+        k, rest = start, rest_start(exact, last)
         while j + w <= stop:
             prefetch(x, at + j + ahead)
-            v = exponential(load_kept(x, at + j, mask, mask_at + j), shift, high, low, c)
+            v = load_kept(x, at + j, mask, mask_at + j)
+            v, part, rest = exponential_of(exact, v, shift, high, low, c, rest)
             prefetch_to_write(e, e_at + j + ahead)
             prefetch_to_write(result, result_at + j)
-            store(block, k, v)
+            store(kept, e_at + j, v)
+            store(block, k, part)
             j += w
             k += w
         for i in range(start, k, w):
             total = sum_push(total, load(block, i))
+        total = rest_push(total, rest)
     if j < n and n >= w:
-        v = exponential(last, shift, high, low, c)
+        v, part, rest = exponential_of(exact, last, shift, high, low, c, rest_start(exact, last))
         store(e, e_at + n - w, v)
-        total = sum_push(total, select(below(v, j + w - n), 0.0, v))
+        is_done = below(v, j + w - n)
+        total = sum_push(total, select(is_done, 0.0, part))
+        total = rest_push(total, rest_where(is_done, 0.0, rest))
     elif j < n:
-        v = exponential(load_kept_part(x, at, mask, mask_at, n), shift, high, low, c)
+        v = load_kept_part(x, at, mask, mask_at, n)
+        v, part, rest = exponential_of(exact, v, shift, high, low, c, rest_start(exact, v))
         store_part(e, e_at, n, v)
-        total = sum_push(total, select(below(v, n), v, 0.0))
+        total = sum_push(total, select(below(v, n), part, 0.0))
+        total = rest_push(total, rest_where(below(v, n), rest, 0.0))
     return sum_end(total)
 
 
-def block_in(e, on_stack):
-    """Where the exponentials of a block wait for loop 3: in e if there is one."""
+def exact_for(x):
+    """Not None where probabilities are to be as exact as float32 and float64 allow."""
 
 
-@overload(block_in, **INLINE)
-def block_in_by_type(e, on_stack):
-    return (lambda e, on_stack: on_stack) if e == types.none else (lambda e, on_stack: e)
+@overload(exact_for, **INLINE)
+def exact_for_by_type(x):
+    return (lambda x: None) if x.dtype.bitwidth == 16 else (lambda x: True)
 
 
-def block_start(e, e_at):
+def exact_for_logarithms(x):
+    """Not None where a logarithm would show what the sum misses: in float32 that is below half an ULP."""
+
+
+@overload(exact_for_logarithms, **INLINE)
+def exact_for_logarithms_by_type(x):
+    return (lambda x: True) if x.dtype == types.float64 else (lambda x: None)
+
+
+def exponential_of(exact, v, shift, high, low, c, rest):
+    """exp of a vector, what is summed of it at once, and ``rest`` with what is besides."""
+
+
+@overload(exponential_of, **INLINE)
+def exponential_of_by_type(exact, v, shift, high, low, c, rest):
+    return rounded if exact == types.none else in_parts
+
+
+def rounded(exact, v, shift, high, low, c, rest):
+    e = exponential(v, shift, high, low, c)
+    return e, e, None
+
+
+def in_parts(exact, v, shift, high, low, c, rest):
+    return exponential_in_parts(v, shift, high, low, c, rest)
+
+
+def waits_in(e, exact):
+    """Whether what loop 3 sums is what e holds."""
+    return e != types.none and (exact == types.none or e.dtype == types.float64)
+
+
+def blocks_in(e, exact, on_stack):
+    """Where what loop 3 sums waits for it, in e if that holds the same, and where else exponentials are kept."""
+
+
+@overload(blocks_in, **INLINE)
+def blocks_in_by_type(e, exact, on_stack):
+    if waits_in(e, exact):
+        return lambda e, exact, on_stack: (e, None)
+    return lambda e, exact, on_stack: (on_stack, e)
+
+
+def block_start(e, exact, e_at):
     """Where a block begins that would be at ``e_at`` in e."""
 
 
 @overload(block_start, **INLINE)
-def block_start_by_type(e, e_at):
-    return (lambda e, e_at: 0) if e == types.none else (lambda e, e_at: e_at)
+def block_start_by_type(e, exact, e_at):
+    return (lambda e, exact, e_at: e_at) if waits_in(e, exact) else (lambda e, exact, e_at: 0)
 
 
 def without_c(shift):
@@ -147,7 +203,9 @@ def without_c_by_type(shift):
 
 
 @inline
-def row_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead, result=None, result_at=0):
+def row_exponentials(
+    x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead, exact=None, result=None, result_at=0
+):
     """Loops 2 and 3 over a row, as ``segment_exponentials``: the sum in two parts."""
     length = segment_length(n)
     total = 0.0
@@ -158,11 +216,11 @@ def row_exponentials(x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead, 
         if shift[0] == 0.0:
             near = without_c(shift)
             s = segment_exponentials(
-                x, x_at, mask, m_at, count, e, k_at, near, high, low, ahead, result, r_at
+                x, x_at, mask, m_at, count, e, k_at, near, high, low, ahead, exact, result, r_at
             )
         else:
             s = segment_exponentials(
-                x, x_at, mask, m_at, count, e, k_at, shift, high, low, ahead, result, r_at
+                x, x_at, mask, m_at, count, e, k_at, shift, high, low, ahead, exact, result, r_at
             )
         total, lost = sum_joined(x, total, lost, s)
         j += count

@@ -132,7 +132,7 @@ def shared_maxima(x, mask, maxima, turns, block, blocks):
 
 
 @inline
-def shared_exponentials(x, mask, maxima, high, low, e, sums, turns, block, blocks):
+def shared_exponentials(x, mask, maxima, high, low, exact, e, sums, turns, block, blocks):
     """Loops 2 and 3: exp of every element, kept in e (or None), and the sums of the segments."""
     done = 0
     unit = next_unit(turns, 1, block, blocks, maxima.size)
@@ -142,9 +142,9 @@ def shared_exponentials(x, mask, maxima, high, low, e, sums, turns, block, block
         shift = row_shift(x, maximum_of_row(maxima, i, x.shape[1]), high, low)
         if shift[0] == 0.0:
             near = without_c(shift)
-            s = segment_exponentials(x, at, mask, mask_at, count, e, e_at, near, high, low, 1024)
+            s = segment_exponentials(x, at, mask, mask_at, count, e, e_at, near, high, low, 1024, exact)
         else:
-            s = segment_exponentials(x, at, mask, mask_at, count, e, e_at, shift, high, low, 1024)
+            s = segment_exponentials(x, at, mask, mask_at, count, e, e_at, shift, high, low, 1024, exact)
         sums[unit, 0] = s[0]
         sums[unit, 1] = s[1]
         done += 1

@@ -14,7 +14,7 @@ from numba.extending import overload
 
 from .elementary import OFFSET_64, two_sum
 from .jit import INLINE
-from .vector import fma, splat, sum_across, sum_of_pairs, widened
+from .vector import fma, select, splat, sum_across, sum_of_pairs, widened
 
 ABOVE = 2.0 ** (OFFSET_64 + 1)  # more than any exponential in float64
 
@@ -92,6 +92,41 @@ def sum_push_by_type(total, v):
 def sum_push_64(total, v):
     high = total[0] + v
     return high, total[1] + (v - (high - total[0])), total[2]
+
+
+def rest_start(exact, like):
+    """What ``elementary.exponential_in_parts`` adds to, at first; None if ``exact`` is."""
+
+
+@overload(rest_start, **INLINE)
+def rest_start_by_type(exact, like):
+    if exact == types.none:
+        return lambda exact, like: None
+    return lambda exact, like: splat(like, 0.0)
+
+
+def rest_where(mask, rest, other):
+    """One where the mask holds, else the other; None if one is."""
+
+
+@overload(rest_where, **INLINE)
+def rest_where_by_type(mask, rest, other):
+    if types.none in (rest, other):
+        return lambda mask, rest, other: None
+    return lambda mask, rest, other: select(mask, rest, other)
+
+
+def rest_push(total, rest):
+    """Add the rests of exponentials to the sum of their first parts."""
+
+
+@overload(rest_push, **INLINE)
+def rest_push_by_type(total, rest):
+    if rest == types.none:
+        return lambda total, rest: total
+    if rest.element == types.float64:
+        return lambda total, rest: (total[0], total[1] + rest, total[2])
+    return lambda total, rest: (total[0] + widened(rest), total[1])
 
 
 def dot_start(like):

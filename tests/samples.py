@@ -46,6 +46,13 @@ def tied(rng, rows, n, dtype):
     return np.where(rng.random((rows, n)) < rng.random((rows, 1)), top, x)
 
 
+def repeated(rng, rows, n, dtype):
+    """A number below the maximum that most elements are: the errors of their exponentials do not average out."""
+    x = np.where(rng.random((rows, n)) < 0.15, rng.uniform(-0.5 * depth(dtype), -1, (rows, n)), 0.0)
+    x[np.arange(rows), rng.integers(n, size=rows)] = rng.uniform(0, 3, rows)
+    return x + rng.choice([0.0, 1.0], (rows, 1)) * rng.uniform(-100, 100, (rows, 1))
+
+
 def equal(rng, rows, n, dtype):
     return np.broadcast_to(rng.normal(0, 3, (rows, 1)), (rows, n))
 
@@ -85,7 +92,7 @@ def magnitudes(rng, rows, n, dtype):
 FAMILIES = {
     f.__name__: f
     for f in (
-        random, wide, offset, confident, tied, equal, tiny, huge, underflow, ramp, floor, magnitudes,
+        random, wide, offset, confident, tied, repeated, equal, tiny, huge, underflow, ramp, floor, magnitudes,
     )
 }  # fmt: skip
 

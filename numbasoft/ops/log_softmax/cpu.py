@@ -14,10 +14,12 @@ from ...narrow import (
     exponentials_of,
     logarithms_of_rows,
     maxima_of,
+    parts_in,
     rows_of,
     sums_of_columns,
 )
 from ...passes import (
+    exact_for_logarithms,
     filled_if_empty,
     row_differences,
     row_exponentials,
@@ -108,7 +110,7 @@ def forward_rows(
             shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
             at, mask_at, y_at = row_at(x, i + r), row_at(mask, i + r), row_at(y, i + r)
             total[r], lost[r] = row_exponentials(
-                x, at, mask, mask_at, n, None, 0, shift, high, low, ahead, y, y_at
+                x, at, mask, mask_at, n, None, 0, shift, high, low, ahead, exact_for_logarithms(x), y, y_at
             )
 
         # loop 4: the logarithm of every sum
@@ -173,7 +175,8 @@ def narrow_rows(
     y,  # OUT  (rows, n)
 ):
     n, w = x.shape[1], lanes(x)
-    columns, e = stack_block(x.dtype, MOST), stack_block(x, MOST)
+    columns, e, exact = stack_block(x.dtype, MOST), stack_block(x, MOST), exact_for_logarithms(x)
+    part, rest = parts_in(exact, e, stack_block(x, MOST), stack_block(x, MOST))
     top, logarithm = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     first, second = stack_array(x, ROWS), stack_array(x, ROWS)
     for i in range(start, stop, w):
@@ -183,8 +186,8 @@ def narrow_rows(
         m = maxima_of(columns, n)
 
         # loops 2 to 4: exp of every element after the shift, the sum of every row and its logarithm
-        exponentials_of(columns, n, shift_of(m, high, low), high, low, e)
-        logarithms_of_rows(columns, e, n, m, top, logarithm)
+        exponentials_of(columns, n, shift_of(m, high, low), high, low, exact, e, part, rest)
+        logarithms_of_rows(columns, e, rest, n, m, top, logarithm)
         for r in range(w):
             if top[r] == np.inf:
                 logarithm[r] = np.nan
@@ -229,7 +232,8 @@ def shared_rows(
     shared_maxima(x, mask, maxima, turns, block, blocks)
 
     # loops 2 and 3: the sum of exp of every element after the shift
-    shared_exponentials(x, mask, maxima, high, low, None, sums, turns, block, blocks)
+    exact = exact_for_logarithms(x)
+    shared_exponentials(x, mask, maxima, high, low, exact, None, sums, turns, block, blocks)
     shared_others(x, mask, maxima, high, low, sums, others, turns, block, blocks)
 
     # loops 4 and 5: the logarithm of every sum; the maximum and it subtracted from every element
@@ -495,7 +499,7 @@ def narrow_backward_rows(
             v = load(of_log_y, at)
             store(e, at, select(v == -np.inf, 0.0, load(of_g, at)))
             deepest, most = maximum(0.0 - v, deepest), maximum(v, most)
-        sums_of_columns(e, n, False, total, lost)
+        sums_of_columns(e, None, n, False, total, lost)
         is_plain = inverse == 1.0 and 0.0 - max_across(deepest) >= shift[3] and max_across(most) <= ABOVE
         for r in range(w):
             is_plain &= SMALL <= abs(total[r]) < LARGE
@@ -503,7 +507,7 @@ def narrow_backward_rows(
         if not is_plain:
             backward_rows(g, log_y, high, low, inverse, inverse_low, i, min(i + w, stop), dx)
             continue
-        exponentials_of(of_log_y, n, without_c(shift), high, low, e)
+        exponentials_of(of_log_y, n, without_c(shift), high, low, None, e, None, None)
         one, two = load(first, 0), load(second, 0)
         for at in range(0, n * w, w):
             v = load(e, at)

@@ -6,8 +6,8 @@ from numba.extending import overload
 
 from ...elementary import coefficients, exponential, largest, shift_of, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
-from ...narrow import MOST, columns_of, exponentials_of, logarithms_of_rows, maxima_of
-from ...passes import row_exponentials, row_maximum, row_others
+from ...narrow import MOST, columns_of, exponentials_of, logarithms_of_rows, maxima_of, parts_in
+from ...passes import exact_for_logarithms, row_exponentials, row_maximum, row_others
 from ...split import (
     blocks_of,
     logarithm_of_row,
@@ -79,7 +79,9 @@ def forward_rows(
         for r in range(count):
             shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
             at, mask_at = row_at(x, i + r), row_at(mask, i + r)
-            total[r], lost[r] = row_exponentials(x, at, mask, mask_at, n, None, 0, shift, high, low, ahead)
+            total[r], lost[r] = row_exponentials(
+                x, at, mask, mask_at, n, None, 0, shift, high, low, ahead, exact_for_logarithms(x)
+            )
 
         # loop 4: the logarithm of every sum
         logarithms_of_sums(total, lost, maximum, count, x, logarithm)
@@ -135,7 +137,8 @@ def narrow_rows(
     lse,  # OUT  (rows,) log sum exp(x / T), float32 for 16-bit x
 ):
     n, w = x.shape[1], lanes(x)
-    columns, e = stack_block(x.dtype, MOST), stack_block(x, MOST)
+    columns, e, exact = stack_block(x.dtype, MOST), stack_block(x, MOST), exact_for_logarithms(x)
+    part, rest = parts_in(exact, e, stack_block(x, MOST), stack_block(x, MOST))
     top, logarithm = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     for i in range(start, stop, w):
         columns_of(x, i, stop - i, columns)
@@ -144,8 +147,8 @@ def narrow_rows(
         m = maxima_of(columns, n)
 
         # loops 2 to 4: exp of every element after the shift, the sum of every row and its logarithm
-        exponentials_of(columns, n, shift_of(m, high, low), high, low, e)
-        logarithms_of_rows(columns, e, n, m, top, logarithm)
+        exponentials_of(columns, n, shift_of(m, high, low), high, low, exact, e, part, rest)
+        logarithms_of_rows(columns, e, rest, n, m, top, logarithm)
         sums_of(top, logarithm, w, inverse_high, inverse_low)
         for r in range(min(w, stop - i)):
             lse[i + r] = logarithm[r]
@@ -184,7 +187,8 @@ def shared_rows(
     shared_maxima(x, mask, maxima, turns, block, blocks)
 
     # loops 2 and 3: the sum of exp of every element after the shift
-    shared_exponentials(x, mask, maxima, high, low, None, sums, turns, block, blocks)
+    exact = exact_for_logarithms(x)
+    shared_exponentials(x, mask, maxima, high, low, exact, None, sums, turns, block, blocks)
     shared_others(x, mask, maxima, high, low, sums, others, turns, block, blocks)
 
     # loop 4: the logarithm of every sum

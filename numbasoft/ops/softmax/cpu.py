@@ -11,11 +11,13 @@ from ...narrow import (
     columns_of,
     exponentials_of,
     maxima_of,
+    parts_in,
     products_of_columns,
     rows_of,
     sums_of_columns,
 )
 from ...passes import (
+    exact_for,
     filled_if_empty,
     row_dot,
     row_exponentials,
@@ -96,8 +98,9 @@ def forward_rows(
             e_at = row_at(e, i + r) if work is None else row_at(e, block) + r * n
             shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
             total[r], lost[r] = row_exponentials(
-                x, row_at(x, i + r), mask, row_at(mask, i + r), n, e, e_at, shift, high, low, ahead
-            )
+                x, row_at(x, i + r), mask, row_at(mask, i + r), n,
+                e, e_at, shift, high, low, ahead, exact_for(x),
+            )  # fmt: skip
         reciprocals(total, lost, count, first, second)
 
         # loop 4: every element divided by the sum of its row
@@ -132,9 +135,10 @@ def narrow_rows(
     y,  # OUT  (rows, n)
 ):
     n, w = x.shape[1], lanes(x)
-    columns, e = stack_block(x.dtype, MOST), stack_block(x, MOST)
+    columns, e, exact = stack_block(x.dtype, MOST), stack_block(x, MOST), exact_for(x)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     first, second = stack_array(x, ROWS), stack_array(x, ROWS)
+    part, rest = parts_in(exact, e, stack_block(x, MOST), stack_block(x, MOST))
     for i in range(start, stop, w):
         columns_of(x, i, stop - i, columns)
 
@@ -142,8 +146,8 @@ def narrow_rows(
         shift = shift_of(maxima_of(columns, n), high, low)
 
         # loops 2 and 3: exp of every element after the shift, and the sum of every row
-        exponentials_of(columns, n, shift, high, low, e)
-        sums_of_columns(e, n, True, total, lost)
+        exponentials_of(columns, n, shift, high, low, exact, e, part, rest)
+        sums_of_columns(part, rest, n, True, total, lost)
         reciprocals(total, lost, w, first, second)
 
         # loop 4: every element divided by the sum of its row
@@ -185,7 +189,7 @@ def shared_rows(
     shared_maxima(x, mask, maxima, turns, block, blocks)
 
     # loops 2 and 3: exp of every element after the shift, and the sum of every row
-    shared_exponentials(x, mask, maxima, high, low, e, sums, turns, block, blocks)
+    shared_exponentials(x, mask, maxima, high, low, exact_for(x), e, sums, turns, block, blocks)
 
     # loop 4: every element divided by the sum of its row
     unit = next_unit(turns, 2, block, blocks, maxima.size)
