@@ -78,6 +78,26 @@ def maxima_of(columns, n):
 
 
 @inline
+def elements_at(columns, n, k):
+    """Of every row the element of the number in k, 0 where there is none."""
+    v = filled(columns, 0.0)
+    for j in range(n):
+        v = select(k == j, load(columns, j * lanes(columns)), v)
+    return v
+
+
+def numbers_of(v, numbers):
+    """A vector, a lane for every row, into an array of float64 numbers."""
+
+
+@overload(numbers_of, **INLINE)
+def numbers_of_by_type(v, numbers):
+    if v.element == types.float64:
+        return lambda v, numbers: store(numbers, 0, v)
+    return lambda v, numbers: store(numbers, 0, widened(v))
+
+
+@inline
 def exponentials_of(columns, n, shift, high, low, e):
     """Loop 2: exp of every element after the shift of its row."""
     c = coefficients(filled(columns, 0.0))
@@ -175,10 +195,7 @@ def logarithms_of_rows(columns, e, n, m, top, logarithm):
     """Loops 3 and 4 of log_softmax: the sum of every row and its logarithm; ``top`` are the maxima m as numbers."""
     w = lanes(columns)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
-    maxima = stack_array(columns, ROWS)
-    store(maxima, 0, m)
-    for r in range(w):
-        top[r] = maxima[r]
+    numbers_of(m, top)
     sums_of_columns(e, n, True, total, lost)
     logarithms_of_sums(total, lost, top, w, e, logarithm)
     is_special = False

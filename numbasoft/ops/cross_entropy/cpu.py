@@ -14,8 +14,18 @@ from numba import prange, types
 from numba.extending import overload
 
 from ...confident import logs_of_parts, others_of
-from ...elementary import coefficients, exponential, largest, least, shift_of_lse, two_sum
+from ...elementary import coefficients, exponential, largest, least, shift_of, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
+from ...narrow import (
+    MOST,
+    columns_of,
+    elements_at,
+    exponentials_of,
+    maxima_of,
+    numbers_of,
+    rows_of,
+    sums_of_columns,
+)
 from ...passes import row_exponentials, row_maximum
 from ...summation import dot_push, dot_start, exact_push, sum_end
 from ...tiles import (
@@ -41,6 +51,7 @@ from ...vector import (
     row_at,
     select,
     stack_array,
+    stack_block,
     store,
     store_part,
     sum_across,
@@ -483,11 +494,12 @@ def factors_of(
         is_safe = factors_safe(like, one * factor, factor)
         product, product_lost = two_product(one, factor, like)
         product_rest = one * rest + two * factor + product_lost
-        up = select(size(factor) > 1.0, lift(like), zero + 1.0)
+        is_large = size(factor) > 1.0
+        up, down = select(is_large, lift(like), zero + 1.0), select(is_large, 1.0 / lift(like), zero + 1.0)
         put_parts(
             first, second, r, select(is_safe, product, one * up), select(is_safe, product_rest, two * up)
         )
-        put(after, r, select(is_safe, 1.0, factor / up))
+        put(after, r, select(is_safe, 1.0, factor * down))
         put(limit, r, select(is_safe, zero, least(like)))
         put(none, r, select((one == one) & (factor == factor), zero, np.nan))
 
@@ -544,6 +556,131 @@ def forward_parallel(x, target, own, q, weights, spread, g, z, work, high, low, 
         forward_rows(
             x, target, own, q, weights, spread, g, z, work, high, low, ih, il, i, j, np.int64(b), loss, dx
         )
+
+
+@inline
+def narrow_rows(
+    x,  # IN   (rows, n) no longer than a vector
+    target,  # IN   (rows,) each row's class, IGNORED where it does not count
+    own,  # IN   (rows,) what q holds for that class; it holds nothing else
+    g,  # IN   (rows,) what gradients are multiplied with; or None
+    z,  # IN   the factor of lse**2
+    high,  # IN   log2(e) / T in two parts
+    low,
+    inverse_high,  # IN   1 / T in two parts
+    inverse_low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    loss,  # OUT  (rows,)
+    dx,  # OUT  (rows, n) or None
+):
+    n, w = x.shape[1], lanes(x)
+    inverse = np.float64(inverse_high) + np.float64(inverse_low)
+    columns, e = stack_block(x.dtype, MOST), stack_block(x, MOST)
+    place, own_of, g_of = stack_array(x, ROWS), stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    top, own_logit = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    e_own, others = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    apart, both = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    log, lse = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    value, zeros = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second, after = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    limit, none = stack_array(x, ROWS), stack_array(x, ROWS)
+    unit, dx_own = stack_array(x, ROWS), stack_array(x, ROWS)
+    for i in range(start, stop, w):
+        count = min(w, stop - i)
+        columns_of(x, i, count, columns)
+        for r in range(w):
+            at = i + min(r, count - 1)
+            place[r], own_of[r], g_of[r] = target[at], own[at], number(g, at)
+        k = load(place, 0)
+
+        # loop 1: the maximum of every row
+        m = maxima_of(columns, n)
+        numbers_of(m, top)
+        numbers_of(elements_at(columns, n, k), own_logit)
+
+        # loops 2 and 3: exp of every element after the shift, and the sum of every row
+        exponentials_of(columns, n, shift_of(m, high, low), high, low, e)
+        numbers_of(filled(x, largest(x)) if dx is None else elements_at(e, n, k), e_own)
+        sums_of_columns(e, n, True, total, lost)
+        parted_columns(e, n, k, top, own_logit, e_own, total, lost, others, apart, both)
+        logs_of_parts(apart, both, w, x, log)
+        losses_of(target, None, own_of, top, own_logit, inverse, log, zeros, zeros, z, w, lse, value)
+        for r in range(count):
+            loss[i + r] = 0.0 if place[r] == IGNORED else value[r]
+
+        # loop 4: every exponential divided by the sum of its row, less its q
+        if dx is not None:
+            factors_of(
+                g_of, own_of, zeros, zeros, zeros, e_own, others, total, lost, lse, z, inverse, w, x,
+                first, second, after, limit, none, unit, dx_own,
+            )  # fmt: skip
+            one, two, three = load(first, 0), load(second, 0), load(after, 0)
+            below, instead, at_own = load(limit, 0), load(none, 0), load(dx_own, 0)
+            for j in range(n):
+                v = load(e, j * w)
+                p = select(v < below, instead, fma(v, one, v * two) * three)
+                store(columns, j * w, select(k == j, at_own, select(k == IGNORED, 0.0, p)))
+            rows_of(columns, dx, i, count)
+
+
+@inline
+def parted_columns(
+    e,  # IN   the exponentials of a group of rows, column by column, of n columns
+    n,
+    k,  # IN   the class of every row
+    m,  # IN   (ROWS,) as all of these: the maximum
+    own_logit,  # IN   that of the class
+    e_own,  # IN   the exponential there
+    total,  # IN OUT   the sum of all in two parts
+    lost,
+    others,  # OUT  the sum of the others
+    apart,  # OUT  that where the class has the maximum, else -1
+    both,  # OUT  the sum of all
+):
+    """As ``parted``, for every row of a group."""
+    w = lanes(e)
+    rest = stack_block(e, MOST)
+    alone, alone_lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    zero = filled(m, 0.0)
+    some = zero
+    for r in range(0, w, 8):
+        s = load(total, r)
+        v = (s - load(e_own, r)) + load(lost, r)
+        is_top = load(own_logit, r) == load(m, r)
+        some = select(is_top & (v < s * CONFIDENT), 1.0, some)
+        store(others, r, v)
+        store(apart, r, select(is_top, v, -1.0))
+        store(both, r, s + load(lost, r))
+    if max_across(some) > 0.0:
+        for j in range(n):
+            store(rest, j * w, select(k == j, 0.0, counted(load(e, j * w))))
+        sums_of_columns(rest, n, False, alone, alone_lost)
+        for r in range(0, w, 8):
+            s, v = load(total, r), load(others, r)
+            is_alone = (load(own_logit, r) == load(m, r)) & (v < s * CONFIDENT)
+            v = select(is_alone, load(alone, r) + load(alone_lost, r), v)
+            high, low = two_sum(load(e_own, r), v)
+            store(others, r, v)
+            store(apart, r, select(is_alone, v, load(apart, r)))
+            store(both, r, select(is_alone, high + low, load(both, r)))
+            store(total, r, select(is_alone, high, s))
+            store(lost, r, select(is_alone, low, load(lost, r)))
+
+
+@kernel
+def narrow(x, target, own, g, z, high, low, ih, il, loss, dx):
+    """``forward`` for rows no longer than a vector whose target is a class alone (see numbasoft.narrow)."""
+    narrow_rows(x, target, own, g, z, high, low, ih, il, 0, x.shape[0], loss, dx)
+
+
+@parallel_kernel
+def narrow_parallel(x, target, own, g, z, high, low, ih, il, loss, dx, blocks):
+    rows = x.shape[0]
+    for b in prange(blocks):
+        i, j = b * rows // blocks, (b + 1) * rows // blocks
+        narrow_rows(x, target, own, g, z, high, low, ih, il, i, j, loss, dx)
 
 
 # The gradient from a saved log-sum-exp.
