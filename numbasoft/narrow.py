@@ -20,6 +20,7 @@ from .vector import (
     fma,
     lanes,
     load,
+    load_part,
     maximum,
     row_at,
     select,
@@ -95,6 +96,21 @@ def numbers_of_by_type(v, numbers):
     if v.element == types.float64:
         return lambda v, numbers: store(numbers, 0, v)
     return lambda v, numbers: store(numbers, 0, widened(v))
+
+
+def rows_numbers(values, i, count, numbers):
+    """Copy one number for each of a group's rows, from values that lie side by side or are all the same; or None."""
+
+
+@overload(rows_numbers, **INLINE)
+def rows_numbers_by_type(values, i, count, numbers):
+    return (lambda values, i, count, numbers: None) if values == types.none else copy_numbers
+
+
+def copy_numbers(values, i, count, numbers):
+    for r in range(0, ROWS, 8):
+        same = filled(values, values[i])
+        store(numbers, r, same if row_at(values, 1) == 0 else load_part(values, i + r, count - r, 0.0))
 
 
 @inline

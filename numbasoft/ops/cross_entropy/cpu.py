@@ -23,6 +23,7 @@ from ...narrow import (
     exponentials_of,
     maxima_of,
     numbers_of,
+    rows_numbers,
     rows_of,
     sums_of_columns,
 )
@@ -590,10 +591,11 @@ def narrow_rows(
     for i in range(start, stop, w):
         count = min(w, stop - i)
         columns_of(x, i, count, columns)
-        for r in range(w):
-            at = i + min(r, count - 1)
-            place[r], own_of[r], g_of[r] = target[at], own[at], number(g, at)
+        for r in range(count):
+            place[r] = target[i + r]
         k = load(place, 0)
+        rows_numbers(own, i, count, own_of)
+        rows_numbers(g, i, count, g_of)
 
         # loop 1: the maximum of every row
         m = maxima_of(columns, n)
@@ -644,16 +646,16 @@ def parted_columns(
     rest = stack_block(e, MOST)
     alone, alone_lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     zero = filled(m, 0.0)
-    some = zero
+    most = zero
     for r in range(0, w, 8):
         s = load(total, r)
         v = (s - load(e_own, r)) + load(lost, r)
         is_top = load(own_logit, r) == load(m, r)
-        some = select(is_top & (v < s * CONFIDENT), 1.0, some)
+        most = maximum(select(is_top, s * CONFIDENT - v, 0.0), most)
         store(others, r, v)
         store(apart, r, select(is_top, v, -1.0))
         store(both, r, s + load(lost, r))
-    if max_across(some) > 0.0:
+    if max_across(most) > 0.0:
         for j in range(n):
             store(rest, j * w, select(k == j, 0.0, counted(load(e, j * w))))
         sums_of_columns(rest, n, False, alone, alone_lost)
