@@ -99,7 +99,7 @@ def numbers_of_by_type(v, numbers):
 
 
 def rows_numbers(values, i, count, numbers):
-    """Copy one number for each of a group's rows, from values that lie side by side or are all the same; or None."""
+    """One number for each row of a group, from values side by side or of stride 0, if there are any."""
 
 
 @overload(rows_numbers, **INLINE)

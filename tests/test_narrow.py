@@ -188,3 +188,8 @@ def test_cross_entropy_of_strided_rows_and_classes(rows):
     assert_same_bits(loss, expected[0])
     assert_same_bits(untouched[:, 7:17], expected[1])
     assert not untouched[:, :7].any() and not untouched[:, 17:].any()
+    backward = numbasoft.cross_entropy_backward
+    grads = rng.normal(0, 1, (rows, 3))
+    for g in grads[:, 1], grads[::-1, 0], np.broadcast_to(grads[0, 0], rows):
+        together = backward(g, part, target, reduction="none")
+        assert_same_bits(together, one_by_one(backward, g, part, target, reduction="none"))

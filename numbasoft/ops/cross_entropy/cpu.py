@@ -474,7 +474,7 @@ def factors_of(
     unit,  # OUT  g / T
     dx_own,  # OUT  the gradient at the target's class, or that of the majority
 ):
-    """What makes gradients of exponentials: ((sum q + 2 z lse) p - q) g / T, in a way that suits the size of the factor."""
+    """What makes the gradients ((sum q + 2 z lse) p - q) g / T of exponentials, as suits the size of the factor."""
     zero = filled(g, 0.0)
     for r in range(0, count, 8):
         u, unit_lost = two_product(load(g, r), inverse, like)
