@@ -9,7 +9,7 @@ from .elementary import largest, logarithm
 from .jit import INLINE, inline
 from .passes import row_others
 from .tiles import CONFIDENT, log_of_others
-from .vector import load, select, store
+from .vector import filled, load, max_across, maximum, select, store
 
 
 @inline
@@ -49,9 +49,13 @@ def logs_of_parts_64(others, total, count, like, logs):
 
 
 def logs_of_parts_32(others, total, count, like, logs):
+    most = filled(others, 0.0)
     for r in range(0, count, 8):
-        rest, whole = load(others, r) * (1.0 / largest(like)), load(total, r) * (1.0 / largest(like))
+        v = load(others, r)
+        rest, whole = v * (1.0 / largest(like)), load(total, r) * (1.0 / largest(like))
         store(logs, r, logarithm(select(rest < 0.0, whole, rest + 1.0)))
-    for r in range(count):
-        if 0.0 <= others[r] < CONFIDENT * largest(like):
-            logs[r] = log_of_others(others[r], 0.0, like)
+        most = maximum(select(v < 0.0, 0.0, CONFIDENT * largest(like) - v), most)
+    if max_across(most) > 0.0:
+        for r in range(count):
+            if 0.0 <= others[r] < CONFIDENT * largest(like):
+                logs[r] = log_of_others(others[r], 0.0, like)

@@ -21,6 +21,7 @@ from .vector import (
     fma,
     lanes,
     load,
+    load_part,
     maximum,
     row_at,
     select,
@@ -89,6 +90,41 @@ def parts_in_by_type(exact, e, on_stack, more_on_stack):
     if e.dtype == types.float64:
         return lambda exact, e, on_stack, more_on_stack: (e, more_on_stack)
     return lambda exact, e, on_stack, more_on_stack: (on_stack, more_on_stack)
+
+
+@inline
+def elements_at(columns, n, k):
+    """Of every row the element of the number in k, 0 where there is none."""
+    v = filled(columns, 0.0)
+    for j in range(n):
+        v = select(k == j, load(columns, j * lanes(columns)), v)
+    return v
+
+
+def numbers_of(v, numbers):
+    """A vector, a lane for every row, into an array of float64 numbers."""
+
+
+@overload(numbers_of, **INLINE)
+def numbers_of_by_type(v, numbers):
+    if v.element == types.float64:
+        return lambda v, numbers: store(numbers, 0, v)
+    return lambda v, numbers: store(numbers, 0, widened(v))
+
+
+def rows_numbers(values, i, count, numbers):
+    """One number for each row of a group, from values side by side or of stride 0, if there are any."""
+
+
+@overload(rows_numbers, **INLINE)
+def rows_numbers_by_type(values, i, count, numbers):
+    return (lambda values, i, count, numbers: None) if values == types.none else copy_numbers
+
+
+def copy_numbers(values, i, count, numbers):
+    for r in range(0, ROWS, 8):
+        same = filled(values, values[i])
+        store(numbers, r, same if row_at(values, 1) == 0 else load_part(values, i + r, count - r, 0.0))
 
 
 @inline
@@ -218,10 +254,7 @@ def logarithms_of_rows(columns, e, rest, n, m, top, logarithm):
     """Loops 3 and 4 of log_softmax: the sum of every row and its logarithm; ``top`` are the maxima m as numbers."""
     w = lanes(columns)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
-    maxima = stack_array(columns, ROWS)
-    store(maxima, 0, m)
-    for r in range(w):
-        top[r] = maxima[r]
+    numbers_of(m, top)
     sums_of_columns(e, rest, n, True, total, lost)
     logarithms_of_sums(total, lost, top, w, e, logarithm)
     is_special = False

@@ -142,27 +142,62 @@ def first_lanes(shift, parts):
     return parts[0], parts[16], parts[32], parts[48], parts[64]
 
 
+@inline
 def reciprocals(total, lost, count, first, second):
     """1 / (total + lost) for every row of a tile, as two numbers of the computing type."""
-
-
-@overload(reciprocals, **INLINE)
-def reciprocals_by_type(total, lost, count, first, second):
-    return reciprocals_64 if first.dtype == types.float64 else reciprocals_32
-
-
-def reciprocals_32(total, lost, count, first, second):
     for j in range(0, count, 8):
-        r = 1.0 / (load(total, j) + load(lost, j))
-        high = narrowed(r)
-        store(first, j, high)
-        store(second, j, narrowed(r - widened(high)))
+        high, low = reciprocal(load(total, j), load(lost, j), first)
+        put(first, j, high)
+        put(second, j, low)
 
 
-def reciprocals_64(total, lost, count, first, second):
-    for j in range(0, count, 8):
-        s = load(total, j)
-        r = 1.0 / s
-        rest = fma(0.0 - r, load(lost, j), fma(0.0 - r, s, 1.0))
-        store(first, j, r)
-        store(second, j, r * rest)
+def reciprocal(total, lost, like):
+    """1 / (total + lost) of float64 vectors as two numbers of the computing type, which are float64 here."""
+
+
+@overload(reciprocal, **INLINE)
+def reciprocal_by_type(total, lost, like):
+    return reciprocal_64 if like.dtype == types.float64 else reciprocal_32
+
+
+def reciprocal_32(total, lost, like):
+    r = 1.0 / (total + lost)
+    high = widened(narrowed(r))
+    return high, widened(narrowed(r - high))
+
+
+def reciprocal_64(total, lost, like):
+    r = 1.0 / total
+    return r, r * fma(0.0 - r, lost, fma(0.0 - r, total, 1.0))
+
+
+def put(array, at, v):
+    """Store a float64 vector in an array of the computing type."""
+
+
+@overload(put, **INLINE)
+def put_by_type(array, at, v):
+    if array.dtype == types.float64:
+        return lambda array, at, v: store(array, at, v)
+    return lambda array, at, v: store(array, at, narrowed(v))
+
+
+def put_parts(first, second, at, high, low):
+    """Store high + low as two numbers of the computing type."""
+
+
+@overload(put_parts, **INLINE)
+def put_parts_by_type(first, second, at, high, low):
+    return put_parts_64 if first.dtype == types.float64 else put_parts_32
+
+
+def put_parts_32(first, second, at, high, low):
+    both = high + low
+    high = narrowed(both)
+    store(first, at, high)
+    store(second, at, narrowed(both - widened(high)))
+
+
+def put_parts_64(first, second, at, high, low):
+    store(first, at, high)
+    store(second, at, low)

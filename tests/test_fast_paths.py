@@ -198,6 +198,33 @@ def test_many_short_rows_are_done_a_lane_each(name, dtype, most, monkeypatch, rn
         assert taken == ["forward"], shape
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 16), ("float16", 16), ("float64", 8)])
+def test_cross_entropy_of_many_short_rows_is_done_a_lane_each(dtype, most, monkeypatch, rng):
+    api = importlib.import_module("numbasoft.ops.cross_entropy.api")
+    taken = []
+    launch = api.launch
+
+    def seen(kernel, *rest):
+        taken.append(kernel.__name__)
+        launch(kernel, *rest)
+
+    monkeypatch.setattr(api, "launch", seen)
+    for shape, kernel in (
+        ((200, 1), "narrow"), ((200, most), "narrow"), ((200, most + 1), "forward"), ((7, most), "forward"),
+    ):  # fmt: skip
+        x, target = rng.standard_normal(shape).astype(dtype), rng.integers(0, shape[1], shape[0])
+        taken.clear()
+        numbasoft.cross_entropy(x, target, weight=np.ones(shape[1]), z_loss=0.1, temperature=2.0)
+        numbasoft.cross_entropy_value_and_grad(x, target)
+        numbasoft.cross_entropy_backward(1.0, x, target)
+        numbasoft.token_log_probs(x, target)
+        assert taken == [kernel] * 4, shape
+        taken.clear()
+        numbasoft.cross_entropy_value_and_grad(x, target, label_smoothing=0.1)
+        numbasoft.cross_entropy(x, numbasoft.softmax(x))
+        assert taken == ["forward", "check", "forward"], shape
+
+
 # The short loop is replaced by one that writes a 7, to be seen where it runs.
 MARKED = """
 import json

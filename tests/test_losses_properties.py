@@ -33,3 +33,31 @@ def test_cross_entropy(data):
     np.testing.assert_allclose(cross_entropy(x, target, reduction="sum", **chosen), loss.sum(), rtol=1e-13)
     kept = max(1, int((target != -1).sum()))
     np.testing.assert_allclose(cross_entropy(x, target, **chosen), loss.sum() / kept, rtol=1e-13)
+
+
+ANY_FLOAT32 = st.one_of(st.floats(-30, 30, width=32), st.floats(width=32, allow_subnormal=True))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@settings(max_examples=100)
+@given(st.data())
+def test_short_rows_together_and_alone(data):
+    n = data.draw(st.integers(1, 5))
+    x = data.draw(hnp.arrays(np.float32, (9, n), elements=ANY_FLOAT32))
+    target = data.draw(hnp.arrays(np.int64, 9, elements=st.integers(-1, n - 1)))
+    grad = data.draw(hnp.arrays(np.float64, 9, elements=st.floats(allow_subnormal=True)))
+    weight = data.draw(st.none() | hnp.arrays(np.float64, n, elements=st.floats(0, 1e30)))
+    chosen = dict(
+        weight=weight, ignore_index=-1, reduction="none", z_loss=data.draw(st.sampled_from([0.0, 0.5])),
+        temperature=data.draw(st.sampled_from([1.0, 0.3, 1e-25, 1e28])),
+    )  # fmt: skip
+    together = (
+        cross_entropy(x, target, **chosen), numbasoft.cross_entropy_backward(grad, x, target, **chosen)
+    )  # fmt: skip
+    for i in range(9):
+        row, k, g = x[i : i + 1], target[i : i + 1], grad[i : i + 1]
+        np.testing.assert_array_equal(together[0][i : i + 1], cross_entropy(row, k, **chosen))
+        alone = numbasoft.cross_entropy_backward(g, row, k, **chosen)
+        np.testing.assert_array_equal(together[1][i : i + 1], alone)
+        signs = [np.signbit(dx) & ~np.isnan(dx) for dx in (together[1][i], alone[0])]
+        np.testing.assert_array_equal(*signs)

@@ -156,8 +156,10 @@ def maximum(typingctx, a, b):
 
 @intrinsic
 def select(typingctx, mask, a, b):
-    """a where the mask holds, else b."""
+    """a where the mask holds, else b; also of float64 numbers."""
     vector = vector_among((a, b))
+    if isinstance(mask, types.Boolean) and a == b == types.float64:
+        return a(mask, a, b), lambda context, builder, sig, args: builder.select(*args)
     if vector is None or not isinstance(mask, Mask):
         return None
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary, jit
 from ...arrays import Array
-from ...launch import computing_dtype, is_wide, launch, workspace
+from ...launch import are_narrow, computing_dtype, is_wide, launch, workspace
 from ...totals import total
 from . import cpu
 
@@ -443,8 +443,14 @@ def losses(rows, g, dx):
         loss = numbers.pop()
         g = None if dx is None else numbers.pop()
         target, own = numbers if q is None else (None, None)
-        narrow = dx is not None and x.itemsize == 2
-        work = workspace(min(x.shape[0], jit.threads()), x.shape[1]) if narrow else None
+        if q is None and rows.spread is None and are_narrow(x):
+            inputs = x, target, own, g, rows.z, *rows.factors
+            launch(
+                cpu.narrow, cpu.narrow_parallel, (x.dtype, dx is None), inputs, (loss, dx), x.shape[0], x.size
+            )
+            return
+        has_work = dx is not None and x.itemsize == 2
+        work = workspace(min(x.shape[0], jit.threads()), x.shape[1]) if has_work else None
         inputs = x, target, own, q, rows.weights, rows.spread, g, rows.z, work, *rows.factors
         key = x.dtype, q is None, rows.weights is None, rows.spread is None, dx is None
         launch(cpu.forward, cpu.forward_parallel, key, inputs, (loss, dx), x.shape[0], x.size)

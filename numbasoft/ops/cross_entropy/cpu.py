@@ -14,17 +14,30 @@ from numba import prange, types
 from numba.extending import overload
 
 from ...confident import logs_of_parts, others_of
-from ...elementary import coefficients, exponential, largest, least, shift_of_lse, two_sum
+from ...elementary import coefficients, exponential, largest, least, shift_of, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
+from ...narrow import (
+    MOST,
+    columns_of,
+    elements_at,
+    exponentials_of,
+    maxima_of,
+    numbers_of,
+    rows_numbers,
+    rows_of,
+    sums_of_columns,
+)
 from ...passes import row_exponentials, row_maximum
-from ...summation import dot_push, dot_start, exact_push, sum_end, two_parts
+from ...summation import dot_push, dot_start, exact_push, sum_end
 from ...tiles import (
     CONFIDENT,
     ROWS,
     exponentials_in,
     first_lanes,
     prefetch_distance,
-    reciprocals,
+    put,
+    put_parts,
+    reciprocal,
     rows_in_tile,
     shifts,
 )
@@ -39,6 +52,7 @@ from ...vector import (
     row_at,
     select,
     stack_array,
+    stack_block,
     store,
     store_part,
     sum_across,
@@ -49,7 +63,7 @@ IGNORED, NOBODY = -1, -2
 
 
 @inline
-def rows_of(
+def forward_rows(
     x,  # IN   (rows, n)
     target,  # IN   (rows,) each row's class, IGNORED where it does not count; or None with q
     own,  # IN   (rows,) what q holds for that class beside spread; or None
@@ -76,87 +90,75 @@ def rows_of(
     m, c, magic = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
-    first, second = stack_array(x, ROWS), stack_array(x, ROWS)
-    place, e_own = stack_array(np.int64, ROWS), stack_array(np.float64, ROWS)
-    others, lse = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
-    whole, whole_lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    place, top = stack_array(np.int64, ROWS), stack_array(np.float64, ROWS)
+    own_of, g_of = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     own_logit, far = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
-    apart, both, log = (
-        stack_array(np.float64, ROWS),
-        stack_array(np.float64, ROWS),
-        stack_array(np.float64, ROWS),
-    )
+    e_own, others = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    whole, whole_lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    share_own, value = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    apart, both = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    log, lse = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second, after = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    limit, none = stack_array(x, ROWS), stack_array(x, ROWS)
+    unit, dx_own = stack_array(x, ROWS), stack_array(x, ROWS)
     i = start
     while i < stop:
         count = min(rows_in_tile(n), stop - i)
 
         # loop 1: the maximum of every row
         for r in range(count):
-            place[r] = class_of(target, i + r)
+            place[r], own_of[r], g_of[r] = class_of(target, i + r), number(own, i + r), number(g, i + r)
             if place[r] != IGNORED:
                 m[r] = row_maximum(x, row_at(x, i + r), None, 0, n)
+                top[r] = m[r]
         shifts(m, count, high, low, c, magic, rest, lowest, fraction)
 
         # loops 2 and 3: exp of every element after the shift, and the sum of every row
         for r in range(count):
             if place[r] == IGNORED:
-                loss[i + r], total[r] = 0.0, 1.0
+                total[r] = 1.0
                 continue
             at, q_at = row_at(x, i + r), row_at(q, i + r)
             e_at = row_at(e, i + r) if work is None else row_at(e, block) + r * n
-            own_logit[r] = np.float64(m[r] if target is None else element(x, at + place[r]))
+            own_logit[r] = top[r] if target is None else np.float64(element(x, at + place[r]))
             far[r], whole[r], whole_lost[r] = row_distance(x, at, q, q_at, weights, spread, n, m[r])
             shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
             total[r], lost[r] = row_exponentials(x, at, None, 0, n, e, e_at, shift, high, low, ahead)
             if dx is None:
-                is_top = own_logit[r] == m[r] and (target is not None or 2.0 * largest(x) > total[r])
+                is_top = own_logit[r] == top[r] and (target is not None or 2.0 * largest(x) > total[r])
                 apart[r] = others_of(x, at, n, m[r], is_top, shift, high, low, total[r], lost[r])
             else:
                 if target is None:
                     place[r] = majority(e, e_at, n, total[r])
                 if place[r] != NOBODY:
                     e_own[r] = element(e, e_at + place[r])
+                    share_own[r] = share_of(e, q, q_at, weights, spread, place[r])
                     total[r], lost[r], others[r] = parted(e, e_at, n, place[r], total[r], lost[r])
-                apart[r] = others[r] if own_logit[r] == m[r] and place[r] != NOBODY else -1.0
+                apart[r] = others[r] if own_logit[r] == top[r] and place[r] != NOBODY else -1.0
             both[r] = total[r] + lost[r]
         logs_of_parts(apart, both, count, x, log)
+        losses_of(target, spread, own_of, top, own_logit, inverse, log, far, whole, z, count, lse, value)
         for r in range(count):
-            if place[r] != IGNORED:
-                lse[r] = np.float64(m[r]) * inverse + log[r]
-                loss[i + r] = value_of(
-                    target, own, i + r, m[r], own_logit[r], inverse, log[r], far[r], whole[r], z, lse[r]
-                )
+            loss[i + r] = 0.0 if place[r] == IGNORED else value[r]
 
         # loop 4: every exponential divided by the sum of its row, less its q
         if dx is not None:
-            reciprocals(total, lost, count, first, second)
+            factors_of(
+                g_of, own_of, whole, whole_lost, share_own, e_own, others, total, lost, lse, z, inverse, count, x,
+                first, second, after, limit, none, unit, dx_own,
+            )  # fmt: skip
             for r in range(count):
                 q_at, dx_at = row_at(q, i + r), row_at(dx, i + r)
                 e_at = row_at(e, i + r) if work is None else row_at(e, block) + r * n
-                k = place[r]
-                if k == IGNORED:
+                if place[r] == IGNORED:
                     row_filled(dx, dx_at, n, 0.0)
                     continue
-                unit, unit_lost = two_product(g[i + r], inverse, e)
-                mass, mass_lost = two_sum(whole[r], 0.0 if target is None else own[i + r])
-                extra = 2.0 * z * lse[r] if z != 0.0 else 0.0
-                mass_and, lost_and = two_sum(mass, extra)
-                factor, factor_lost = two_product(unit, mass_and, e)
-                factor_lost += unit_lost * mass_and + unit * (lost_and + (mass_lost + whole_lost[r]))
-                own_gradient = 0.0
-                if k != NOBODY:
-                    s = total[r] + lost[r]
-                    share_k = share_of(e, q, q_at, weights, spread, k)
-                    elsewhere = (whole[r] - share_k) + whole_lost[r]
-                    p_k, others_p = (0.0 if e_own[r] < least(e) else e_own[r]) / s, others[r] / s
-                    q_k = share_k if target is None else share_k + own[i + r]
-                    own_gradient = gradient_at(p_k, others_p, q_k, elsewhere, mass, mass_and, extra)
                 row_gradients(
-                    e, e_at, n, (first[r], second[r]), (factor, factor_lost),
-                    q, q_at, weights, spread, unit, dx, dx_at,
+                    e, e_at, n, (first[r], second[r]), after[r], limit[r], none[r],
+                    q, q_at, weights, spread, unit[r], dx, dx_at,
                 )  # fmt: skip
-                if k != NOBODY:
-                    store_part(dx, dx_at + k, 1, filled(dx, unit * own_gradient))
+                if place[r] != NOBODY:
+                    store_part(dx, dx_at + place[r], 1, filled(dx, dx_own[r]))
         i += count
 
 
@@ -167,6 +169,15 @@ def class_of(target, i):
 @overload(class_of, **INLINE)
 def class_of_by_type(target, i):
     return (lambda target, i: NOBODY) if target == types.none else (lambda target, i: target[i])
+
+
+def number(numbers, i):
+    """One of the numbers that rows have, 0 where there are none."""
+
+
+@overload(number, **INLINE)
+def number_by_type(numbers, i):
+    return (lambda numbers, i: 0.0) if numbers == types.none else (lambda numbers, i: numbers[i])
 
 
 @inline
@@ -321,37 +332,64 @@ def parted(e, at, n, k, total, lost):
     return total, lost, others
 
 
-def value_of(target, own, i, m, own_logit, inverse, log, far, whole, z, lse):
-    """The loss of row i; nothing in it is negative but what a caller made so."""
+@inline
+def losses_of(
+    target,  # IN   None where it is probabilities
+    spread,  # IN   None where nothing but the target's own class has weight
+    own,  # IN   (ROWS,) as all of these, for the rows of a tile: what q holds for the target's class beside spread
+    m,  # IN   the maximum
+    own_logit,  # IN   that of the target's class
+    inverse,  # IN   1 / T
+    log,  # IN   log sum exp((x - m) / T)
+    far,  # IN   what row_distance gave
+    whole,
+    z,  # IN   the factor of lse**2
+    count,  # IN   how many rows
+    lse,  # OUT  (ROWS,) log sum exp(x / T)
+    value,  # OUT  (ROWS,) the loss; nothing in it is negative but what a caller made so
+):
+    for r in range(0, count, 8):
+        top, log_s = load(m, r), load(log, r)
+        of_row = top * inverse + log_s
+        v = value_of(target, load(own, r), top, load(own_logit, r), inverse, log_s)
+        v = with_distance(target, spread, v, load(whole, r), log_s, load(far, r) * inverse)
+        store(lse, r, of_row)
+        store(value, r, v + of_row * z * of_row if z != 0.0 else v)
+
+
+def value_of(target, own, m, own_logit, inverse, log):
+    """The loss at the targets' own classes."""
 
 
 @overload(value_of, **INLINE)
-def value_of_by_type(target, own, i, m, own_logit, inverse, log, far, whole, z, lse):
+def value_of_by_type(target, own, m, own_logit, inverse, log):
     if target == types.none:
-        return lambda target, own, i, m, own_logit, inverse, log, far, whole, z, lse: with_square(
-            whole * log + far * inverse, z, lse
-        )
+        return lambda target, own, m, own_logit, inverse, log: None
     return value_of_class
 
 
-def value_of_class(target, own, i, m, own_logit, inverse, log, far, whole, z, lse):
-    apart = np.float64(m) * 0.25 - own_logit * 0.25
+def value_of_class(target, own, m, own_logit, inverse, log):
+    apart = m * 0.25 - own_logit * 0.25
     quarter = apart * inverse
-    value = own[i] * log
-    if own[i] != 0.0:
-        # the distance may overflow though its product does not
-        if quarter < 2.0**1000:
-            value = own[i] * (quarter * 4.0 + log)
-        else:
-            value += (own[i] * apart) * inverse * 4.0
-    if whole != 0.0:
-        value += whole * log + far * inverse
-    return with_square(value, z, lse)
+    only_log = own * log
+    # the distance may overflow though its product does not
+    near, beyond = own * (quarter * 4.0 + log), only_log + own * apart * inverse * 4.0
+    return select(own == 0.0, only_log, select(quarter < 2.0**1000, near, beyond))
 
 
-@inline
-def with_square(value, z, lse):
-    return value + z * lse * lse if z != 0.0 else value
+def with_distance(target, spread, value, whole, log, distance):
+    """A loss and that at all classes, where these have weight."""
+
+
+@overload(with_distance, **INLINE)
+def with_distance_by_type(target, spread, value, whole, log, distance):
+    if target == types.none:
+        return lambda target, spread, value, whole, log, distance: whole * log + distance
+    if spread == types.none:
+        return lambda target, spread, value, whole, log, distance: value
+    return lambda target, spread, value, whole, log, distance: select(
+        whole == 0.0, value, value + (whole * log + distance)
+    )
 
 
 # The gradient.
@@ -368,23 +406,25 @@ def two_product_by_type(a, b, like):
     return lambda a, b, like: (a * b, 0.0)
 
 
-def two_product_64(a, b, like):  # Dekker's
+def two_product_64(a, b, like):
     p = a * b
-    x, y = a * 134217729.0, b * 134217729.0
-    a_high, b_high = x - (x - a), y - (y - b)
-    a_low, b_low = a - a_high, b - b_high
-    lost = ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
-    return p, lost if np.isfinite(lost) else 0.0
+    lost = fma(a, b, 0.0 - p)
+    return p, select(size(lost) < np.inf, lost, 0.0)
 
 
-def factors_safe(like, reciprocal, factor):
-    """Whether reciprocal * factor can be one number: nothing underflows and what is 0 stays 0."""
+@inline
+def size(v):
+    return maximum(v, 0.0 - v)
+
+
+def factors_safe(like, product, factor):
+    """Where a reciprocal times a factor can be one number: nothing underflows and what is 0 stays 0."""
 
 
 @overload(factors_safe, **INLINE)
-def factors_safe_by_type(like, reciprocal, factor):
+def factors_safe_by_type(like, product, factor):
     smallest, most = (2.0**-900, 2.0**140) if like.dtype == types.float64 else (2.0**-100, 2.0**30)
-    return lambda like, reciprocal, factor: abs(reciprocal * factor) > smallest and abs(factor) < most
+    return lambda like, product, factor: (size(product) > smallest) & (size(factor) < most)
 
 
 def lift(like):
@@ -407,28 +447,75 @@ def counted(e):
 @inline
 def gradient_at(p, others, q, elsewhere, mass, mass_and, extra):
     """mass_and p - q of one class, where others is 1 - p and elsewhere is mass - q: from the smaller terms."""
-    if p > 0.5:
-        return elsewhere - mass * others + extra * p
-    return mass_and * p - q
+    return select(p > 0.5, elsewhere - mass * others + extra * p, mass_and * p - q)
 
 
 @inline
-def row_gradients(e, e_at, n, reciprocal, factor, q, q_at, weights, spread, unit, dx, dx_at):
-    """e * reciprocal * factor - unit * q for a row, in a way that suits the size of the factor."""
-    if factors_safe(e, reciprocal[0], factor[0]):
-        high, low = two_product(np.float64(reciprocal[0]), factor[0], e)
-        low += reciprocal[0] * factor[1] + reciprocal[1] * factor[0]
-        row_products(e, e_at, n, two_parts((high, low), e), q, q_at, weights, spread, unit, dx, dx_at)
+def factors_of(
+    g,  # IN   (ROWS,) as all of these, for the rows of a tile: what gradients are multiplied with
+    own,  # IN   what q holds for the target's class beside spread
+    whole,  # IN   what spread or, without a target, q sums to, in two parts
+    whole_lost,
+    share_own,  # IN   what it holds at the target's class, or that of the majority
+    e_own,  # IN   the exponential there, the sum of the others, and of all in two parts
+    others,
+    total,
+    lost,
+    lse,  # IN   log sum exp(x / T)
+    z,  # IN   the factor of lse**2
+    inverse,  # IN   1 / T
+    count,  # IN   how many rows
+    like,  # IN   of the computing type
+    first,  # OUT  (ROWS,) what exponentials are multiplied with for the gradient, in two parts
+    second,
+    after,  # OUT  and what with thereafter
+    limit,  # OUT  below this exponentials count as 0 and give none
+    none,
+    unit,  # OUT  g / T
+    dx_own,  # OUT  the gradient at the target's class, or that of the majority
+):
+    """What makes the gradients ((sum q + 2 z lse) p - q) g / T of exponentials, as suits the size of the factor."""
+    zero = filled(g, 0.0)
+    for r in range(0, count, 8):
+        u, unit_lost = two_product(load(g, r), inverse, like)
+        mass, mass_lost = two_sum(load(whole, r), load(own, r))
+        extra = load(lse, r) * (2.0 * z) if z != 0.0 else zero
+        mass_and, lost_and = two_sum(mass, extra)
+        factor, rounding = two_product(u, mass_and, like)
+        rest = unit_lost * mass_and + u * (lost_and + (mass_lost + load(whole_lost, r))) + rounding
+        put(unit, r, u)
+
+        share, s = load(share_own, r), load(total, r) + load(lost, r)
+        e = load(e_own, r)
+        p, others_p = select(e < least(like), 0.0, e) / s, load(others, r) / s
+        elsewhere = (load(whole, r) - share) + load(whole_lost, r)
+        put(dx_own, r, u * gradient_at(p, others_p, share + load(own, r), elsewhere, mass, mass_and, extra))
+
+        one, two = reciprocal(load(total, r), load(lost, r), like)
+        is_safe = factors_safe(like, one * factor, factor)
+        product, product_lost = two_product(one, factor, like)
+        product_rest = one * rest + two * factor + product_lost
+        is_large = size(factor) > 1.0
+        up, down = select(is_large, lift(like), zero + 1.0), select(is_large, 1.0 / lift(like), zero + 1.0)
+        put_parts(
+            first, second, r, select(is_safe, product, one * up), select(is_safe, product_rest, two * up)
+        )
+        put(after, r, select(is_safe, 1.0, factor * down))
+        put(limit, r, select(is_safe, zero, least(like)))
+        put(none, r, select((one == one) & (factor == factor), zero, np.nan))
+
+
+@inline
+def row_gradients(e, e_at, n, factor, after, limit, none, q, q_at, weights, spread, unit, dx, dx_at):
+    """e * factor * after - unit * q for a row, from what ``factors_of`` gave."""
+    if limit == 0.0:
+        row_products(e, e_at, n, factor, q, q_at, weights, spread, unit, dx, dx_at)
         return
-    up = lift(e) if abs(factor[0]) > 1.0 else 1.0
-    both = two_parts((reciprocal[0] * up, reciprocal[1] * up), e)
     one = filled(e, 1.0)
-    none = 0.0 if both[0] == both[0] and factor[0] == factor[0] else np.nan
     j = 0
     while j < n:
         v = load_part(e, e_at + j, n - j, 0.0)
-        p = fma(v, both[0], v * both[1]) * (factor[0] / up)
-        p = select(v < least(e), none, p)
+        p = select(v < limit, none, fma(v, factor[0], v * factor[1]) * after)
         a = share_part(one, q, q_at, weights, spread, j, n - j)
         store_part(dx, dx_at + j, n - j, less(p, a, unit))
         j += lanes(e)
@@ -457,7 +544,9 @@ def row_products(e, e_at, n, factor, q, q_at, weights, spread, unit, dx, dx_at):
 @kernel
 def forward(x, target, own, q, weights, spread, g, z, work, high, low, ih, il, loss, dx):
     """Losses, and gradients unless dx is None."""
-    rows_of(x, target, own, q, weights, spread, g, z, work, high, low, ih, il, 0, x.shape[0], 0, loss, dx)
+    forward_rows(
+        x, target, own, q, weights, spread, g, z, work, high, low, ih, il, 0, x.shape[0], 0, loss, dx
+    )
 
 
 @parallel_kernel
@@ -465,9 +554,135 @@ def forward_parallel(x, target, own, q, weights, spread, g, z, work, high, low, 
     rows = x.shape[0]
     for b in prange(blocks):
         i, j = b * rows // blocks, (b + 1) * rows // blocks
-        rows_of(
+        forward_rows(
             x, target, own, q, weights, spread, g, z, work, high, low, ih, il, i, j, np.int64(b), loss, dx
         )
+
+
+@inline
+def narrow_rows(
+    x,  # IN   (rows, n) no longer than a vector
+    target,  # IN   (rows,) each row's class, IGNORED where it does not count
+    own,  # IN   (rows,) what q holds for that class; it holds nothing else
+    g,  # IN   (rows,) what gradients are multiplied with; or None
+    z,  # IN   the factor of lse**2
+    high,  # IN   log2(e) / T in two parts
+    low,
+    inverse_high,  # IN   1 / T in two parts
+    inverse_low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    loss,  # OUT  (rows,)
+    dx,  # OUT  (rows, n) or None
+):
+    n, w = x.shape[1], lanes(x)
+    inverse = np.float64(inverse_high) + np.float64(inverse_low)
+    columns, e = stack_block(x.dtype, MOST), stack_block(x, MOST)
+    place, own_of, g_of = stack_array(x, ROWS), stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    top, own_logit = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    e_own, others = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    apart, both = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    log, lse = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    value, zeros = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second, after = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    limit, none = stack_array(x, ROWS), stack_array(x, ROWS)
+    unit, dx_own = stack_array(x, ROWS), stack_array(x, ROWS)
+    for i in range(start, stop, w):
+        count = min(w, stop - i)
+        columns_of(x, i, count, columns)
+        for r in range(count):
+            place[r] = target[i + r]
+        k = load(place, 0)
+        rows_numbers(own, i, count, own_of)
+        rows_numbers(g, i, count, g_of)
+
+        # loop 1: the maximum of every row
+        m = maxima_of(columns, n)
+        numbers_of(m, top)
+        numbers_of(elements_at(columns, n, k), own_logit)
+
+        # loops 2 and 3: exp of every element after the shift, and the sum of every row
+        exponentials_of(columns, n, shift_of(m, high, low), high, low, None, e, None, None)
+        numbers_of(filled(x, largest(x)) if dx is None else elements_at(e, n, k), e_own)
+        sums_of_columns(e, None, n, True, total, lost)
+        parted_columns(e, n, k, top, own_logit, e_own, total, lost, others, apart, both)
+        logs_of_parts(apart, both, w, x, log)
+        losses_of(target, None, own_of, top, own_logit, inverse, log, zeros, zeros, z, w, lse, value)
+        for r in range(count):
+            loss[i + r] = 0.0 if place[r] == IGNORED else value[r]
+
+        # loop 4: every exponential divided by the sum of its row, less its q
+        if dx is not None:
+            factors_of(
+                g_of, own_of, zeros, zeros, zeros, e_own, others, total, lost, lse, z, inverse, w, x,
+                first, second, after, limit, none, unit, dx_own,
+            )  # fmt: skip
+            one, two, three = load(first, 0), load(second, 0), load(after, 0)
+            below, instead, at_own = load(limit, 0), load(none, 0), load(dx_own, 0)
+            for j in range(n):
+                v = load(e, j * w)
+                p = select(v < below, instead, fma(v, one, v * two) * three)
+                store(columns, j * w, select(k == j, at_own, select(k == IGNORED, 0.0, p)))
+            rows_of(columns, dx, i, count)
+
+
+@inline
+def parted_columns(
+    e,  # IN   the exponentials of a group of rows, column by column, of n columns
+    n,
+    k,  # IN   the class of every row
+    m,  # IN   (ROWS,) as all of these: the maximum
+    own_logit,  # IN   that of the class
+    e_own,  # IN   the exponential there
+    total,  # IN OUT   the sum of all in two parts
+    lost,
+    others,  # OUT  the sum of the others
+    apart,  # OUT  that where the class has the maximum, else -1
+    both,  # OUT  the sum of all
+):
+    """As ``parted``, for every row of a group."""
+    w = lanes(e)
+    rest = stack_block(e, MOST)
+    alone, alone_lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    zero = filled(m, 0.0)
+    most = zero
+    for r in range(0, w, 8):
+        s = load(total, r)
+        v = (s - load(e_own, r)) + load(lost, r)
+        is_top = load(own_logit, r) == load(m, r)
+        most = maximum(select(is_top, s * CONFIDENT - v, 0.0), most)
+        store(others, r, v)
+        store(apart, r, select(is_top, v, -1.0))
+        store(both, r, s + load(lost, r))
+    if max_across(most) > 0.0:
+        for j in range(n):
+            store(rest, j * w, select(k == j, 0.0, counted(load(e, j * w))))
+        sums_of_columns(rest, None, n, False, alone, alone_lost)
+        for r in range(0, w, 8):
+            s, v = load(total, r), load(others, r)
+            is_alone = (load(own_logit, r) == load(m, r)) & (v < s * CONFIDENT)
+            v = select(is_alone, load(alone, r) + load(alone_lost, r), v)
+            high, low = two_sum(load(e_own, r), v)
+            store(others, r, v)
+            store(apart, r, select(is_alone, v, load(apart, r)))
+            store(both, r, select(is_alone, high + low, load(both, r)))
+            store(total, r, select(is_alone, high, s))
+            store(lost, r, select(is_alone, low, load(lost, r)))
+
+
+@kernel
+def narrow(x, target, own, g, z, high, low, ih, il, loss, dx):
+    """``forward`` for rows no longer than a vector whose target is a class alone (see numbasoft.narrow)."""
+    narrow_rows(x, target, own, g, z, high, low, ih, il, 0, x.shape[0], loss, dx)
+
+
+@parallel_kernel
+def narrow_parallel(x, target, own, g, z, high, low, ih, il, loss, dx, blocks):
+    rows = x.shape[0]
+    for b in prange(blocks):
+        i, j = b * rows // blocks, (b + 1) * rows // blocks
+        narrow_rows(x, target, own, g, z, high, low, ih, il, i, j, loss, dx)
 
 
 # The gradient from a saved log-sum-exp.
