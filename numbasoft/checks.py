@@ -315,6 +315,12 @@ def class_indices(target, shape, name, classes, ignore_index, ignored):
     return result, bool(left_out.any())
 
 
+def some_count(classes, shape, name):
+    """At least one row is not ignored; its class is not negative."""
+    if not (classes >= 0).any():
+        raise ValueError(f"{name} has shape {shape}, but none of its rows counts: no temperature fits best")
+
+
 def sum_tolerance(dtype):
     """How far the sum of probabilities may be from 1: by rounding to the dtype (by name), and others' errors."""
     return {"bfloat16": 2.0**-5, "float16": 2.0**-8}.get(dtype, 2.0**-10)
