@@ -10,12 +10,11 @@ import numbers
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .. import checks, elementary
 from . import arrays, calls, geometry, layout, operations, split, totals
 from .arrays import describe
 from .calls import FULL, Operand, Prepared, Slot
+from .classes import five_axes, places_of, tally
 
 CELL = 8  # bytes
 
@@ -132,7 +131,7 @@ def preparation(loss, room, one, at, target, weight, g):
             target, *strides, *lengths[1:], loss.rows, loss.classes, ignored is not None, ignored or 0,
             checked, 1.0, at(room.places), tallies,
         )  # fmt: skip
-        before.append(one(loss.kernels.tally, (storage,), blocks, threads, threads, *arguments))
+        before.append(one(tally, (storage,), blocks, threads, threads, *arguments))
     unit, units, units_pitch, z_at = loss.g, 0, 0, 0
     if loss.counts or (loss.reduction == "mean" and loss.gradient and loss.g_at):
         g_storage = loss.g_at[0] if loss.g_at else "f8"
@@ -346,24 +345,6 @@ def checked(
         of_weight, tolerance, 1.0, None,
     )  # fmt: skip
     return Given(x, y, weight, axis, outer, loss)
-
-
-def five_axes(name, shape, strides):
-    """How elements lie that are taken one by one: strides and lengths along five axes."""
-    axes = layout.merged([(n, (s,)) for n, s in zip(shape, strides, strict=True)])
-    if len(axes) > layout.MOST_AXES:
-        raise ValueError(f"{name} has strides {strides}: no more than {layout.MOST_AXES} axes may have gaps")
-    lengths, (strides,) = layout.five(axes, 1)
-    return tuple(strides), tuple(lengths)
-
-
-def places_of(target, ignore_index):
-    """How class indices lie, and which of them is ignored: None where their dtype does not have it."""
-    shadow = target.shadow
-    strides, lengths = five_axes(target.name, shadow.shape, shadow.strides)
-    limits = np.iinfo(shadow.dtype)
-    possible = ignore_index is not None and limits.min <= ignore_index <= min(limits.max, 2**63 - 1)
-    return target.storage, strides, lengths, ignore_index if possible else None
 
 
 def passed_on(given, grad, call):

@@ -8,7 +8,7 @@ from samples import FAMILIES, sample
 from simulated import clear, few_columns, forget, here, one_thread, there  # noqa: F401
 
 import numbasoft
-from numbasoft.cuda import calls, class_losses, copies, geometry, operations, split, totals
+from numbasoft.cuda import calls, class_losses, classes, copies, geometry, operations, split, totals
 from numbasoft.ops.cross_entropy import cuda as kernels
 
 nan, inf = np.nan, np.inf
@@ -31,7 +31,7 @@ def small_blocks(monkeypatch):
     """Two threads, and two columns side by side, in the blocks that have a fixed number of either."""
     few_columns(monkeypatch)
     monkeypatch.setattr(geometry, "TOTAL_THREADS", 2)
-    for module in totals, kernels:
+    for module in totals, classes, kernels:
         monkeypatch.setattr(module, "THREADS", 2)
     forget()
     yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,6 +23,7 @@ def fit_temperature(
     *,
     axis: int = -1,
     ignore_index: int = -100,
+    stream: Any = None,
 ) -> float:
     r"""The temperature at which the softmax of held-out logits has the least cross-entropy.
 
@@ -29,7 +31,7 @@ def fit_temperature(
 
     Parameters
     ----------
-    logits : array_like
+    logits : array_like, or an array on a CUDA device
         x, of dtype float16, bfloat16, float32 or float64, bool or integers; computed in float64.
     target : array_like of int
         The class of each row, of the shape of ``logits`` without ``axis``.
@@ -37,6 +39,9 @@ def fit_temperature(
         The axis of the classes.
     ignore_index : int, default -100
         Rows of this class do not count.
+    stream : optional
+        For arrays on a CUDA device: the stream to launch into, of any library or as its number;
+        by default the current one of the library that the arrays are from.
 
     Returns
     -------
@@ -57,6 +62,11 @@ def fit_temperature(
     is brought to zero by Newton's method inside a bracket, in seven or eight steps as a rule; each
     reads the logits.
 
+    Of arrays on a CUDA device, which ``logits`` and ``target`` then both are, two numbers are copied to the
+    host at every step: unlike other functions this one waits for the device. It refuses what it
+    refuses on the CPU, cannot be captured in a graph, and copies logits on the device where their rows are not
+    contiguous. The last digit or two of T may differ from the CPU's.
+
     References
     ----------
     C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, "On calibration of modern neural networks",
@@ -70,6 +80,8 @@ def fit_temperature(
     >>> round(numbasoft.fit_temperature(logits, [0, 0, 0, 1]), 12)  # log(99) / log(3)
     4.182658338644
     """
+    if arrays.on_device(stream, logits=logits, target=target):
+        return device_fits().fit(device_kernels(), minimum, logits, target, axis, ignore_index, stream)
     x, y = checks.array(logits, "logits"), checks.array(target, "target")
     checks.result_dtype(x.dtype, "logits")
     axis = checks.class_axis(axis, x.shape, "logits")
@@ -90,6 +102,19 @@ def fit_temperature(
         return total(slope), total(curvature)
 
     return minimum(at, y.size)
+
+
+def device_fits():
+    arrays.device_calls()
+    from ...cuda import fits
+
+    return fits
+
+
+def device_kernels():
+    from .cuda import MOMENTS
+
+    return MOMENTS
 
 
 def minimum(at, rows):
