@@ -114,7 +114,7 @@ def losses(storage):
     yield from class_losses(storage)
     yield from before_and_after(storage)
     yield from draws(storage)
-    yield Kernel(fit_temperature.moments, (storage,), "columns", geometry.moment_bounds(), 0, 0)
+    yield Kernel(fit_temperature.moments, (storage,), "losses", geometry.moment_bounds(), 0, 0)
 
 
 def draws(storage):
