@@ -16,23 +16,36 @@ from .totals import PAIR_CELLS, THREADS, block_sum
 # Instead of a class: the row is ignored, or its class does not exist.
 IGNORED, NO_CLASS = -1, -2
 
+COPY = "i8"  # of class indices with gaps along too many axes
 
-def five_axes(name, shape, strides):
-    """How elements lie that are taken one by one: strides and lengths along five axes."""
+
+def five_axes(shape, strides):
+    """How elements lie that are taken one by one: strides and lengths along five axes; None where these are too few."""
     axes = layout.merged([(n, (s,)) for n, s in zip(shape, strides, strict=True)])
     if len(axes) > layout.MOST_AXES:
-        raise ValueError(f"{name} has strides {strides}: no more than {layout.MOST_AXES} axes may have gaps")
+        return None
     lengths, (strides,) = layout.five(axes, 1)
     return tuple(strides), tuple(lengths)
 
 
 def places_of(target, ignore_index):
-    """How class indices lie, and which of them is ignored: None where their dtype does not have it."""
-    shadow = target.shadow
-    strides, lengths = five_axes(target.name, shadow.shape, shadow.strides)
+    """How class indices lie, or their copy, and which of them is ignored: None where their dtype does not have it."""
+    shadow, storage = target.shadow, target.storage
+    found = five_axes(shadow.shape, shadow.strides)
+    if found is None:
+        storage, found = COPY, five_axes(shadow.shape, layout.contiguous(shadow.shape, 8))
     limits = np.iinfo(shadow.dtype)
     possible = ignore_index is not None and limits.min <= ignore_index <= min(limits.max, 2**63 - 1)
-    return target.storage, strides, lengths, ignore_index if possible else None
+    return storage, *found, ignore_index if possible else None
+
+
+def address_of(target, call):
+    """The address of class indices that lie as ``places_of`` says."""
+    if five_axes(target.shadow.shape, target.shadow.strides):
+        return target.address
+    copy = call.temporary(target.shadow.shape, COPY)
+    call.copied(target, target.shadow, copy, copy.shadow)
+    return copy.address
 
 
 @lru_cache

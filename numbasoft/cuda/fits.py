@@ -76,7 +76,9 @@ def fit(operation, minimum, logits, target, axis, ignore_index, stream):
         of_classes, *_, sums = parts(rows)
         memory = calls.working_memory(call.first, call.handle, call.keep)
         work = memory(sums + totals.cells_for("f8", rows))
-        call.launch(class_steps(places, rows, n, *of_call), (y.address, work + of_classes * CELL))
+        call.launch(
+            class_steps(places, rows, n, *of_call), (classes.address_of(y, call), work + of_classes * CELL)
+        )
 
         def at(b, unit):
             numbers = unit, *elementary.power_scale(b)

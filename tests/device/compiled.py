@@ -245,7 +245,7 @@ def chosen():
     if not everything:
         yield from nearest_to_a_spill()
         yield from ((kernel, next(turn)) for kernel in (*draws("b2"), *draws("f8")) if True in kernel.options)
-    for options in ("f4", "f4"), ("f8", "b2"), ("u8", "f8"), ("b1", "b1"):
+    for options in ("f4", "f4"), ("f8", "b2"), ("u8", "f8"), ("b1", "b1"), ("u1", "i8"):
         yield Kernel(copies.copy, options, "copies", copies.THREADS), next(turn)
 
 

@@ -151,6 +151,19 @@ def test_the_bits_depend_on_the_rows_alone(dtype, rng, teams):
     assert moments(x, ignored, 0.7, ignore_index=99) == one
 
 
+def test_classes_with_gaps_along_too_many_axes(rng, teams):
+    shape = 1, 2, 2, 2, 2, 2, 2
+    target = np.zeros(np.multiply(shape, 2), np.int16)[(slice(None, None, 2),) * 7]
+    x = rng.normal(0, 1, (*shape, 3))
+    target[...] = x.argmax(-1)
+    target[0, 0] = x[0, 0].argmin(-1)
+    assert classes.five_axes(target.shape, target.strides) is None
+    assert moments(x, target, 0.5) == moments(x, target.copy(), 0.5)
+    target[0, 1, 1, 1, 0, 1, 0] = 3
+    with pytest.raises(ValueError, match=r"target is 3 at \(0, 1, 1, 1, 0, 1, 0\), but must be from 0 to 2"):
+        fit(x, target)
+
+
 def test_integers_and_numbers_of_every_kind(rng, teams):
     x = rng.integers(-9, 9, (6, 4))
     target = x.argmax(1)
