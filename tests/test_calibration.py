@@ -168,6 +168,37 @@ def test_the_scaler(rng):
     assert "temperature_=" in repr(scaler)
 
 
+class OnDevice:
+    """Looks like an array on a CUDA device, without memory that the host could read."""
+
+    __cuda_array_interface__ = property(lambda self: {"shape": (2, 3), "typestr": "<f4", "version": 3})
+
+    def __array__(self, *args, **kwargs):
+        raise AssertionError("a hidden copy")
+
+
+class WithArgmax(OnDevice):
+    def argmax(self, axis=None):
+        return "on the device", axis
+
+
+def test_predictions_of_arrays_on_a_device_stay_there():
+    assert TemperatureScaler().predict(WithArgmax()) == ("on the device", -1)
+    with pytest.raises(
+        TypeError, match="OnDevice, which has no argmax: pass CuPy's or PyTorch's array, or a copy"
+    ):
+        TemperatureScaler().predict(OnDevice())
+
+
+@pytest.mark.parametrize("given", [(OnDevice(), [0]), ([[0.5, 0.5]], OnDevice())])
+def test_arrays_on_a_device_are_to_be_copied_first(given):
+    for call in calibration_error, reliability_curve, calibration.plot_reliability:
+        with pytest.raises(
+            TypeError, match=r"on a CUDA device, but .* on the CPU only: pass a copy on the CPU"
+        ):
+            call(*given)
+
+
 def test_scikit_learn_can_clone_the_scaler():
     base = pytest.importorskip("sklearn.base", reason="scikit-learn is not installed, which does the cloning")
     assert (

@@ -55,6 +55,8 @@ def fit_temperature(
         logits hold NaN or +inf, the logit of a target is -inf, the targets are always the
         largest logits (the colder the better), the logits are no better than equal ones, or
         the best temperature is not from 1e-290 to 1e290, as temperatures must be.
+    RuntimeError
+        The stream is being captured in a graph.
 
     Notes
     -----
@@ -62,10 +64,9 @@ def fit_temperature(
     is brought to zero by Newton's method inside a bracket, in seven or eight steps as a rule; each
     reads the logits.
 
-    Of arrays on a CUDA device, which ``logits`` and ``target`` then both are, two numbers are copied to the
-    host at every step: unlike other functions this one waits for the device. It refuses what it
-    refuses on the CPU, cannot be captured in a graph, and copies logits on the device where their rows are not
-    contiguous. The last digit or two of T may differ from the CPU's.
+    Arrays on a CUDA device are both on it. Unlike other functions this one waits for the device: at
+    every step two numbers are copied to the host. So it refuses what it refuses on the CPU. There are 24 bytes of room for every row, and a copy of the logits
+    where their rows are not contiguous. The last digit or two of T may differ from the CPU's.
 
     References
     ----------
