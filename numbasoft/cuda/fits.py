@@ -108,7 +108,7 @@ def refuse(y, found, outer, n, ignore_index, handle):
     bad = np.flatnonzero(found == classes.NO_CLASS)
     if bad.size:
         at = np.unravel_index(bad[0], outer) if outer else ()
-        element = y.shadow[tuple(slice(i, i + 1) for i in at)]
+        element = y.shadow[(*(slice(i, i + 1) for i in at), ...)]  # a view, of which nothing is read
         (value,) = arrays.fetched(element.ctypes.data, 1, element.dtype, handle)
         raise ValueError(checks.no_class(value, bad[0], outer, y.name, n, ignore_index))
     checks.some_count(found, outer, y.name)

@@ -65,8 +65,9 @@ def fit_temperature(
     reads the logits.
 
     Arrays on a CUDA device are both on it. Unlike other functions this one waits for the device: at
-    every step two numbers are copied to the host. So it refuses what it refuses on the CPU. There are 24 bytes of room for every row, and a copy of the logits
-    where their rows are not contiguous. The last digit or two of T may differ from the CPU's.
+    every step two numbers are copied to the host. So it refuses what it refuses on the CPU. There are 24 bytes
+    of room for every row, and a copy of the logits where their rows are not contiguous. The last digit
+    or two of T may differ from the CPU's.
 
     References
     ----------
