@@ -90,6 +90,39 @@ class GpuSpeed:
         return event_seconds(self.call)
 
 
+OTHERS = {
+    "sample": lambda x, target: numbasoft.sample(x, rng=1),
+    "sample, filtered": lambda x, target: numbasoft.sample(x, rng=1, top_k=50, top_p=0.9),
+    "perplexity": lambda x, target: numbasoft.perplexity(x, target),
+    "fit_temperature": lambda x, target: numbasoft.fit_temperature(x, target),
+}
+
+
+class GpuOthers:
+    """What speed.py has no twin of; of a fit also what the host does while the device waits for it."""
+
+    params = (list(OTHERS), ["float32", "bfloat16"], ["4096x1000", "64x128256"])
+    param_names = ("call", "dtype", "shape")
+    unit = "seconds"
+
+    def setup(self, name, dtype, shape):
+        cuda, function = cuda_module(), name.partition(",")[0]
+        if not hasattr(numbasoft, function):
+            raise NotImplementedError(f"this commit has no {function}")
+        work = workloads.Workload("softmax", tuple(map(int, shape.split("x"))), dtype)
+        (host,) = work.inputs()
+        target = numbasoft.sample(host, temperature=2.0, rng=1)  # so that there is a temperature to find
+        x, classes = cuda.to_device(host), cuda.to_device(target)
+        self.call = lambda: OTHERS[name](x, classes)
+        try:
+            self.call()
+        except TypeError as error:  # a commit in which it takes no device arrays
+            raise NotImplementedError(str(error)) from None
+
+    def track_call(self, name, dtype, shape):
+        return event_seconds(self.call)
+
+
 class GpuCopy:
     """The time of a call over that of a copy of the same bytes on the device: 1 is the limit."""
 

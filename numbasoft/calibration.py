@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import checks
+from . import arrays, checks
 from .ops.fit_temperature.api import fit_temperature
 from .ops.softmax.api import softmax
 
@@ -57,7 +57,10 @@ class TemperatureScaler:
     temperature_: float
 
     def fit(self, logits: ArrayLike, target: ArrayLike) -> TemperatureScaler:
-        """Find the temperature from logits (rows, classes) and the classes of the rows; see ``fit_temperature``."""
+        """Find the temperature from logits (rows, classes) and the classes of the rows; see ``fit_temperature``.
+
+        Both may be on a CUDA device, as may the logits of ``predict_proba``.
+        """
         self.temperature_ = fit_temperature(logits, target)
         return self
 
@@ -68,8 +71,19 @@ class TemperatureScaler:
         return softmax(logits, temperature=self.temperature_)
 
     def predict(self, logits: ArrayLike) -> NDArray[Any]:
-        """The most probable class of each row, which no temperature changes."""
-        return np.argmax(checks.array(logits, "logits"), axis=-1)
+        """The most probable class of each row, which no temperature changes.
+
+        Of an array on a CUDA device as its own ``argmax`` gives it, on the device; Numba's have none.
+        """
+        if not arrays.lives_on_device(logits):
+            return np.argmax(checks.array(logits, "logits"), axis=-1)
+        kind = type(logits)
+        if not hasattr(kind, "argmax"):
+            raise TypeError(
+                f"logits is a {kind.__module__}.{kind.__qualname__}, which has no argmax: pass CuPy's or "
+                "PyTorch's array, or a copy on the CPU"
+            )
+        return kind.argmax(logits, -1)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """No parameters: what ``sklearn.base.clone`` asks for."""

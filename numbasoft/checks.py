@@ -18,8 +18,11 @@ def array(value, name):
         raise TypeError(
             f"{name} is a masked array, but must be a plain one: what its filled() gives, or its data, with where=~mask where a function takes that"
         )
-    if hasattr(value, "__cuda_array_interface__"):
-        raise TypeError(f"{name} is an array on a CUDA device; this function takes arrays on the CPU only")
+    if hasattr(value, "__cuda_array_interface__") or hasattr(value, "__cuda_ndarray__"):
+        raise TypeError(
+            f"{name} is an array on a CUDA device, but this function takes arrays on the CPU only: pass a copy "
+            "on the CPU (of CuPy's by get(), of PyTorch's by cpu(), of Numba's by copy_to_host())"
+        )
     try:
         result = np.asarray(value)
     except (ValueError, TypeError) as error:
@@ -306,13 +309,24 @@ def class_indices(target, shape, name, classes, ignore_index, ignored):
     left_out = np.zeros(rows.shape, bool) if ignore_index is None else rows == ignore_index
     bad = np.flatnonzero(~(((rows >= 0) & (rows < classes)) | left_out))
     if bad.size:
-        at = tuple(map(int, np.unravel_index(bad[0], shape)))
-        where = f" at {at if len(at) > 1 else at[0]}" if at else ""
-        besides = "" if ignore_index is None else f", or ignore_index={ignore_index}"
-        raise ValueError(f"{name} is {rows[bad[0]]}{where}, but must be from 0 to {classes - 1}{besides}")
+        raise ValueError(no_class(rows[bad[0]], bad[0], shape, name, classes, ignore_index))
     result = rows.astype(np.int64)
     result[left_out] = ignored
     return result, bool(left_out.any())
+
+
+def no_class(value, row, shape, name, classes, ignore_index):
+    """What to say of the class of a row that there is not."""
+    at = tuple(map(int, np.unravel_index(row, shape)))
+    where = f" at {at if len(at) > 1 else at[0]}" if at else ""
+    besides = "" if ignore_index is None else f", or ignore_index={ignore_index}"
+    return f"{name} is {value}{where}, but must be from 0 to {classes - 1}{besides}"
+
+
+def some_count(classes, shape, name):
+    """At least one row is not ignored; its class is not negative."""
+    if not (classes >= 0).any():
+        raise ValueError(f"{name} has shape {shape}, but none of its rows counts: no temperature fits best")
 
 
 def sum_tolerance(dtype):

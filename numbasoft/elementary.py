@@ -84,6 +84,13 @@ def scale(temperature, wide):
     return in_two(LOG2_E / Fraction(temperature), wide)
 
 
+def power_scale(b):
+    """As ``scale`` in float64, for b = 1 / T, which may also be 0 or infinity: there as large as can be."""
+    if 0 < b < math.inf:
+        return scale(1 / b, True)
+    return (2.0**1023 if b else 0.0), 0.0
+
+
 @lru_cache(maxsize=256)
 def inverse(temperature, wide):
     """1 / T as the sum of two numbers of the computing type."""

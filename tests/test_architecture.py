@@ -294,7 +294,7 @@ PUBLIC = {
     "sigmoid": "(x, *, out=None, stream=None)",
     "sigmoid_backward": "(grad, y, *, out=None, stream=None)",
     "logit": "(p, *, out=None, stream=None)",
-    "fit_temperature": "(logits, target, *, axis=-1, ignore_index=-100)",
+    "fit_temperature": "(logits, target, *, axis=-1, ignore_index=-100, stream=None)",
     "sample": "(logits, *, axis=-1, temperature=1.0, top_k=None, top_p=None, min_p=None, rng=None, stream=None)",
     "gumbel_softmax": "(logits, *, axis=-1, temperature=1.0, hard=False, rng=None, out=None, stream=None)",
     "nll_loss": "(log_probs, target, *, axis=-1, weight=None, ignore_index=-100, reduction='mean', "

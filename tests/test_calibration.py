@@ -6,6 +6,7 @@ import pytest
 import numbasoft
 from numbasoft import calibration, fit_temperature
 from numbasoft.calibration import TemperatureScaler, calibration_error, reliability_curve
+from numbasoft.ops.fit_temperature import api
 
 mpmath = pytest.importorskip("mpmath", reason="mpmath is not installed, which gives the exact answers here")
 
@@ -41,6 +42,60 @@ def test_the_slope_is_zero_in_high_precision(rng):
         assert abs(t / exact - 1) < 1e-14
 
 
+def is_nearest(t, x, target, tolerance=1e-14):
+    """Whether the exact slope changes its sign that close to 1 / t."""
+
+    def slope(b):
+        result = mpmath.mpf(0)
+        for row, k in zip(x.tolist(), target, strict=True):
+            e = [mpmath.exp(b * (mpmath.mpf(v) - max(row))) for v in row]
+            result += mpmath.fdot(e, [mpmath.mpf(v) - row[k] for v in row]) / mpmath.fsum(e)
+        return result
+
+    with mpmath.workdps(60):
+        return slope((1 - tolerance) / mpmath.mpf(t)) < 0 < slope((1 + tolerance) / mpmath.mpf(t))
+
+
+@pytest.mark.parametrize("exponent", [-950, -665, -400, -60, 60, 400, 665, 950])
+def test_logits_of_any_size(exponent, rng):
+    x, target = drawn(rng, 30, 5, 1.5)
+    t = fit_temperature(x * 2.0**exponent, target)
+    assert t == fit_temperature(x, target) * 2.0**exponent
+    assert is_nearest(t, x * 2.0**exponent, target)
+
+
+def test_rows_of_many_sizes(rng):
+    x, target = drawn(rng, 20, 4, 1.5)
+    more = np.eye(4)[:3] * [[1e200], [300.0], [1e-200]]  # all right, so that only the rest may be colder
+    for some in [0], [1], [2], [0, 1, 2]:
+        both = np.concatenate([x, more[some]])
+        t = fit_temperature(both, [*target, *some])
+        assert is_nearest(t, both, [*target, *some])
+    sure = np.array([[50.0, 0]] * 1000 + [[1e-20, 0]])  # of terms of 1e-22 beside 1
+    assert is_nearest(fit_temperature(sure, [0] * 1000 + [1]), sure, [0] * 1000 + [1])
+
+
+def test_the_root_takes_few_steps(rng, monkeypatch):
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return total(*args)
+
+    total = api.total
+    monkeypatch.setattr(api, "total", counted)
+    for sharpness in (0.3, 1, 5, 1e-9, 1e9):
+        for rows, classes in (300, 2), (200, 1000):
+            x, target = drawn(rng, rows, classes, sharpness)
+            calls.clear()
+            fit_temperature(x, target)
+            assert len(calls) <= 2 * 10
+    calls.clear()
+    x = np.concatenate([x, [[*[0.0] * 999, 1e200]]])  # along whose tail Newton's method would creep
+    fit_temperature(x, [*target, 999])
+    assert len(calls) <= 2 * 30
+
+
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 def test_the_temperature_of_overconfident_logits(dtype, rng):
     x, target = drawn(rng, 2000, 30, 2.5, dtype)
@@ -70,6 +125,22 @@ BAD_FITS = {
     "useless": ([[2.0, 1.0], [0.0, 1.0]], [1, 0], "no temperature helps"),
     "NaN": ([[2.0, np.nan], [0.0, 1.0]], [1, 0], "hold NaN or infinity"),
     "impossible": ([[2.0, -np.inf], [0.0, 1.0]], [1, 0], "hold NaN or infinity"),
+    "too far": ([[1.7e308, -1.7e308], [1, 2]], [1, 1], "differ by more than float64 holds"),
+    "too hot": (
+        np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]]) * 2e290,
+        [0] * 4,
+        "best temperature is above 1e\\+290",
+    ),
+    "too cold": (
+        np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]]) * 1e-295,
+        [0] * 4,
+        "best temperature is below 1e-290",
+    ),
+    "subnormal": (
+        np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]]) * 1e-310,
+        [0] * 4,
+        "best temperature is below 1e-290",
+    ),
     "nothing": ([[2.0, 1.0]], [-100], "none of its rows counts"),
     "out of range": ([[2.0, 1.0]], [2], "target is 2 at 0, but must be from 0 to 1"),
     "no classes": (np.zeros((2, 0)), [0, 0], "at least one class"),
@@ -95,6 +166,37 @@ def test_the_scaler(rng):
     )
     np.testing.assert_array_equal(scaler.predict(x), x.argmax(1))
     assert "temperature_=" in repr(scaler)
+
+
+class OnDevice:
+    """Looks like an array on a CUDA device, without memory that the host could read."""
+
+    __cuda_array_interface__ = property(lambda self: {"shape": (2, 3), "typestr": "<f4", "version": 3})
+
+    def __array__(self, *args, **kwargs):
+        raise AssertionError("a hidden copy")
+
+
+class WithArgmax(OnDevice):
+    def argmax(self, axis=None):
+        return "on the device", axis
+
+
+def test_predictions_of_arrays_on_a_device_stay_there():
+    assert TemperatureScaler().predict(WithArgmax()) == ("on the device", -1)
+    with pytest.raises(
+        TypeError, match="OnDevice, which has no argmax: pass CuPy's or PyTorch's array, or a copy"
+    ):
+        TemperatureScaler().predict(OnDevice())
+
+
+@pytest.mark.parametrize("given", [(OnDevice(), [0]), ([[0.5, 0.5]], OnDevice())])
+def test_arrays_on_a_device_are_to_be_copied_first(given):
+    for call in calibration_error, reliability_curve, calibration.plot_reliability:
+        with pytest.raises(
+            TypeError, match=r"on a CUDA device, but .* on the CPU only: pass a copy on the CPU"
+        ):
+            call(*given)
 
 
 def test_scikit_learn_can_clone_the_scaler():

@@ -124,6 +124,13 @@ def test_every_class_of_a_draw_has_a_share(storage):
         assert threads % 32 == 0 and threads <= geometry.RELAXED_THREADS
 
 
+def test_every_row_of_moments_has_a_team():
+    for n in [*range(1, 5000), 50_257, 10_000_000]:
+        team, threads = geometry.moment_launch(n)
+        assert team & (team - 1) == 0 and threads % team == 0 and (team <= 32 or threads == team)
+        assert threads <= geometry.moment_bounds()[0]
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 31, 32, 33, 1000, 2**31, 2**33 + 1])
 def test_every_row_has_a_team(rows):
     for n in (1, 10, 100, 1000, 5000):
@@ -225,6 +232,7 @@ CALLS = {
     "cross_entropy_backward": lambda a, **o: numbasoft.cross_entropy_backward(1.0, a, a, **o),
     "token_log_probs": lambda a, **o: numbasoft.token_log_probs(a, a, **o),
     "perplexity": lambda a, **o: numbasoft.perplexity(a, a, **o),
+    "fit_temperature": lambda a, **o: numbasoft.fit_temperature(a, a, **o),
     "sample": lambda a, **o: numbasoft.sample(a, **o),
     "gumbel_softmax": lambda a, **o: numbasoft.gumbel_softmax(a, **o),
     "nll_loss": lambda a, **o: numbasoft.nll_loss(a, a, **o),
@@ -303,6 +311,7 @@ def test_mixed_homes(protocol):
         lambda: numbasoft.binary_cross_entropy(there, here),
         lambda: numbasoft.binary_cross_entropy_backward(here, there, there),
         lambda: numbasoft.kl_divergence(there, here),
+        lambda: numbasoft.fit_temperature(there, here),
         lambda: numbasoft.kl_divergence_backward(here, there, there),
     ):
         with pytest.raises(TypeError, match=r"is on a CUDA device and .* is not"):
@@ -337,7 +346,9 @@ needs_numba_cuda = pytest.mark.skipif(
     reason="numba-cuda is not installed: pip install '.[cuda-test]'",
 )
 SIMULATED = {"NUMBA_ENABLE_CUDASIM": "1"}
-PARTS = {"simulated": SIMULATED, "class_losses": SIMULATED, "sampling": SIMULATED, "compiled": {}}
+PARTS = {
+    "simulated": SIMULATED, "class_losses": SIMULATED, "sampling": SIMULATED, "fitting": SIMULATED, "compiled": {},
+}  # fmt: skip
 
 
 def run_part(part, environment):

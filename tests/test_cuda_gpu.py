@@ -807,6 +807,127 @@ def test_draws_do_not_wait_for_the_device():
     torch.cuda.synchronize()
 
 
+# --- temperatures -------------------------------------------------------------------------------------------
+
+
+def rows_and_targets(rng, rows, n, dtype="float32", sharpness=2.0):
+    """Logits that are ``sharpness`` times too large, and targets drawn from what they should be."""
+    x = rng.normal(0, 2, (rows, n))
+    target = numbasoft.sample(x, rng=1)
+    target[0] = x[0].argsort()[-2]  # so that not all are the largest
+    return (x * sharpness).astype(dtype), target
+
+
+def fit(x, target, library=LIBRARIES["numba"]):
+    return numbasoft.fit_temperature(library.there(x), library.there(target))
+
+
+def moments(x, target, b, unit=1.0, axis=-1):
+    """The slope and curvature of the sum over rows."""
+    from numbasoft.cuda import fits
+    from numbasoft.ops.fit_temperature.cuda import MOMENTS
+
+    there = LIBRARIES["numba"].there
+    return fits.fit(MOMENTS, lambda at, rows: at(b, unit), there(x), there(target), axis, -100, None)
+
+
+@pytest.mark.parametrize("n", [2, 3, 17, 129, 1000, 2049, 50_257, 1_000_003])
+@by_dtype
+def test_temperatures_are_those_of_the_cpu(dtype, n, rng):
+    x, target = rows_and_targets(rng, 3 if n > 10**5 else 300, n, dtype)
+    x[1], target[1] = np.nan, -100
+    x[2, 1 - target[2] if target[2] < 2 else 0] = -np.inf
+    got = fit(x, target)
+    assert type(got) is float
+    assert got == pytest.approx(numbasoft.fit_temperature(x, target), rel=1e-12)
+
+
+def test_the_temperature_in_high_precision(rng):
+    mpmath = pytest.importorskip("mpmath")
+    x, target = rows_and_targets(rng, 40, 9, "float64")
+    for scale in 1.0, 2.0**-600, 2.0**600:
+        t = fit(x * scale, target)
+
+        def slope(b, scale=scale):
+            result = mpmath.mpf(0)
+            for row, k in zip((x * scale).tolist(), target, strict=True):
+                e = [mpmath.exp(b * mpmath.mpf(v)) for v in row]
+                result += mpmath.fdot(e, [mpmath.mpf(v) - row[k] for v in row]) / mpmath.fsum(e)
+            return result
+
+        with mpmath.workdps(40):
+            assert slope((1 - 1e-14) / mpmath.mpf(t)) < 0 < slope((1 + 1e-14) / mpmath.mpf(t))
+
+
+def test_a_confident_row_has_moments():
+    e = np.exp([-60.0, -61.0])
+    slope, curvature = moments(np.array([[60.0, 0.0, -1.0]]), np.array([0]), 1.0)
+    assert slope == pytest.approx(-60 * e[0] - 61 * e[1], rel=1e-15)
+    assert curvature == pytest.approx(3600 * e[0] + 3721 * e[1], rel=1e-15)
+    assert moments(np.array([[60.0, 0.0, -1.0]]), np.array([1]), np.inf, 0.5) == (30, 0)
+
+
+@pytest.mark.parametrize("n", [3, 100, 1003, 20_001])
+@by_dtype
+def test_the_bits_of_moments_depend_on_the_rows_alone(dtype, n, rng):
+    x, target = rows_and_targets(rng, 64, n, dtype)
+    want = moments(x, target, 0.4)
+    assert moments(np.ascontiguousarray(x.T), target, 0.4, axis=0) == want
+    assert moments(x.reshape(8, 8, n), target.reshape(8, 8).astype("i2"), 0.4) == want
+    memory = np.zeros(x.size + 1, dtype)
+    memory[1:] = x.ravel()
+    there = LIBRARIES["numba"].there
+    moved = there(memory)[1:].reshape(x.shape)
+    assert numbasoft.fit_temperature(moved, there(target)) == fit(x, target)
+    for row in 0, 63:
+        alone = target.copy()
+        alone[np.arange(64) != row] = -100
+        assert moments(x, alone, 0.4) == moments(x[row : row + 1], target[row : row + 1], 0.4)
+
+
+def test_targets_and_logits_without_a_temperature(rng):
+    x, target = rows_and_targets(rng, 5, 7)
+    bad = target.copy()
+    bad[3] = 7
+    with_nan = x.copy()
+    with_nan[2, 2] = np.nan
+    for given in (x, bad), (with_nan, target), (x, x.argmax(1)), (x, x.argmin(1)), (x, np.full(5, -100)):
+        with pytest.raises(ValueError) as want:
+            numbasoft.fit_temperature(*given)
+        with pytest.raises(ValueError) as got:
+            fit(*given)
+        assert str(got.value) == str(want.value)
+
+
+def test_a_scaler_in_every_library(library, rng):
+    from numbasoft.calibration import TemperatureScaler
+
+    host, target = rows_and_targets(rng, 50, 9)
+    x, t = library.there(host), library.there(target)
+    scaler = TemperatureScaler().fit(x, t)
+    assert scaler.temperature_ == pytest.approx(numbasoft.fit_temperature(host, target), rel=1e-12)
+    p = scaler.predict_proba(x)
+    assert isinstance(p, library.kind())
+    want = numbasoft.softmax(host, temperature=scaler.temperature_)
+    np.testing.assert_allclose(library.here(p), want, rtol=1e-6)
+    if hasattr(library.kind(), "argmax"):
+        np.testing.assert_array_equal(library.here(scaler.predict(x)), host.argmax(1))
+    else:
+        with pytest.raises(TypeError, match="has no argmax"):
+            scaler.predict(x)
+
+
+def test_a_fit_on_a_stream_and_in_a_graph(rng):
+    torch = pytest.importorskip("torch")
+    host, target = rows_and_targets(rng, 50, 9)
+    x, t = torch.as_tensor(host).cuda(), torch.as_tensor(target).cuda()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    assert numbasoft.fit_temperature(x, t, stream=stream) == numbasoft.fit_temperature(x, t)
+    with pytest.raises(RuntimeError, match="is being captured"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        numbasoft.fit_temperature(x, t)
+
+
 # --- what people read and build on, and memory --------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""softmax, log_softmax, logsumexp, the losses and draws on CUDA devices.
+"""softmax, log_softmax, logsumexp, the losses, draws and fits on CUDA devices.
 
 The functions of ``numbasoft`` take device arrays: Numba's, CuPy's, PyTorch's, and where all
 that they give goes into ``out=`` any that speak DLPack or ``__cuda_array_interface__``. Here stand

@@ -314,6 +314,23 @@ def is_capturing(handle):
     return status == driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE
 
 
+def fetched(address, count, dtype, handle):
+    """So many elements of a device's memory, when a stream has done what it was given."""
+    host = np.empty(count, dtype)
+    if SIMULATED:
+        ctypes.memmove(host.ctypes.data, address, host.nbytes)
+        return host
+    from cuda.bindings import driver
+
+    for error in (
+        *driver.cuMemcpyDtoHAsync(host.ctypes.data, address, host.nbytes, handle),
+        *driver.cuStreamSynchronize(handle),
+    ):
+        if error != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"numbers of a CUDA device could not be read ({error.name})")
+    return host
+
+
 @contextlib.contextmanager
 def allocation_while_capturing():
     """Within, this thread may allocate memory, which a capture otherwise forbids: it is no part of the graph."""

@@ -10,12 +10,11 @@ import numbers
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .. import checks, elementary
 from . import arrays, calls, geometry, layout, operations, split, totals
 from .arrays import describe
 from .calls import FULL, Operand, Prepared, Slot
+from .classes import address_of, five_axes, places_of, tally
 
 CELL = 8  # bytes
 
@@ -132,7 +131,7 @@ def preparation(loss, room, one, at, target, weight, g):
             target, *strides, *lengths[1:], loss.rows, loss.classes, ignored is not None, ignored or 0,
             checked, 1.0, at(room.places), tallies,
         )  # fmt: skip
-        before.append(one(loss.kernels.tally, (storage,), blocks, threads, threads, *arguments))
+        before.append(one(tally, (storage,), blocks, threads, threads, *arguments))
     unit, units, units_pitch, z_at = loss.g, 0, 0, 0
     if loss.counts or (loss.reduction == "mean" and loss.gradient and loss.g_at):
         g_storage = loss.g_at[0] if loss.g_at else "f8"
@@ -348,24 +347,6 @@ def checked(
     return Given(x, y, weight, axis, outer, loss)
 
 
-def five_axes(name, shape, strides):
-    """How elements lie that are taken one by one: strides and lengths along five axes."""
-    axes = layout.merged([(n, (s,)) for n, s in zip(shape, strides, strict=True)])
-    if len(axes) > layout.MOST_AXES:
-        raise ValueError(f"{name} has strides {strides}: no more than {layout.MOST_AXES} axes may have gaps")
-    lengths, (strides,) = layout.five(axes, 1)
-    return tuple(strides), tuple(lengths)
-
-
-def places_of(target, ignore_index):
-    """How class indices lie, and which of them is ignored: None where their dtype does not have it."""
-    shadow = target.shadow
-    strides, lengths = five_axes(target.name, shadow.shape, shadow.strides)
-    limits = np.iinfo(shadow.dtype)
-    possible = ignore_index is not None and limits.min <= ignore_index <= min(limits.max, 2**63 - 1)
-    return target.storage, strides, lengths, ignore_index if possible else None
-
-
 def passed_on(given, grad, call):
     """What of ``Loss`` says how the gradient is passed on, and its address."""
     loss = given.loss
@@ -401,7 +382,8 @@ def run(given, call, grad, dx, valued=True):
     operands.append(calls.numbered(given.outer, given.axis, x.shadow.shape))
     if dx is not None:
         operands.append(Operand(dx, dx.shadow, loss.storage, FULL))
-    extra = *(0 if a is None else a.address for a in (y, given.weight)), g_address
+    target = address_of(y, call) if loss.of_classes else y.address
+    extra = target, 0 if given.weight is None else given.weight.address, g_address
     extra = *extra, value.address if valued else 0, work
 
     def launches(where_from, aligned):
@@ -482,6 +464,11 @@ def backward(kernels, grad, logits, target, lse, out, stream, **options):
         return dx.value
 
 
+def rows_of(x, given):
+    """How the rows of log-probabilities lie, as ``five_axes``."""
+    return five_axes(given.outer, [s for i, s in enumerate(x.shadow.strides) if i != given.axis])
+
+
 def picked(kernels, grad, log_probs, target, stream, axis, weight, ignore_index, reduction):
     """``nll_loss``, or with a gradient ``nll_loss_backward``, of device arrays."""
     given = checked(
@@ -512,16 +499,16 @@ def picked(kernels, grad, log_probs, target, stream, axis, weight, ignore_index,
             if result.shadow.size:
                 empty(loss, room, call, result.address, work)
             return result.value
-        if x.storage != loss.storage:  # bool and integers
+        found = rows_of(x, given)
+        if x.storage != loss.storage or found is None:  # bool and integers; gaps along too many axes
             copy = call.temporary(x.shadow.shape, loss.storage)
             call.copied(x, x.shadow, copy, copy.shadow)
-            x = copy
-        strides = [s for i, s in enumerate(x.shadow.strides) if i != given.axis]
-        strides, lengths = five_axes("log_probs", given.outer, strides)
+            x, found = copy, rows_of(copy, given)
+        strides, lengths = found
         inner = math.prod(given.outer[given.axis :])
         step = x.shadow.strides[given.axis]
         prepared = picked_steps(loss, strides, lengths, step, inner, call.ordinal, call.handle)
-        inputs = x.address, result.address, given.target.address
+        inputs = x.address, result.address, address_of(given.target, call)
         weight = 0 if given.weight is None else given.weight.address
         call.launch(prepared, (*inputs, weight, g_address, result.address, work))
         return result.value

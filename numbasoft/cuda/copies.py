@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from numba import cuda
 
-from .backend import reader, writer
+from .backend import integer_reader, reader, write_cell, writer
 from .signatures import address, signature, whole
 
 THREADS = 256
@@ -12,9 +12,12 @@ THREADS = 256
 
 @lru_cache
 def copy(source, target):
-    """From one storage type to another, rounded once."""
-    read = reader(source, "f8" if "8" in source + target or source[0] in "iu" else "f4")
-    write = writer(target)
+    """From one storage type to another, rounded once; from an integer to int64 as it is, from uint64 the same bits."""
+    if target == "i8":
+        read, write = integer_reader(source), write_cell
+    else:
+        read = reader(source, "f8" if "8" in source + target or source[0] in "iu" else "f4")
+        write = writer(target)
 
     def copy_elements(
         a,  # IN   address of the first element

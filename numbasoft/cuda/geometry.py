@@ -190,6 +190,19 @@ def draw_bounds(storage):
     return (DRAW_THREADS[storage], 1)
 
 
+def moment_launch(n):
+    """How many threads share a row of n whose moments are summed, and how many a block has.
+
+    Such sums have an order, which depends on the first and so on n alone.
+    """
+    team = min(MOST_THREADS, power_of_two(-(-n // 4)))
+    return team, team if team > WARP else BLOCK
+
+
+def moment_bounds():
+    return (MOST_THREADS, 1)
+
+
 def relaxed_threads(n):
     """Threads of a block that does a row of n with noise, two elements a thread."""
     return min(RELAXED_THREADS, WARP * -(-n // (2 * WARP)))

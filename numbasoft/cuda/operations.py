@@ -36,7 +36,6 @@ REGIONS = {CLASS: 1, SMOOTHED: 2, SPREAD: 2, PROBABILITIES: 5, WEIGHTED: 5}
 class ClassLoss(NamedTuple):
     """The kernels of a loss of logits over classes."""
 
-    tally: Callable  # the classes of all rows, and how many count
     scales: Callable  # what a mean divides by
     class_weights: Callable
     rows: Callable  # that fit into registers
@@ -60,6 +59,10 @@ class Sample(NamedTuple):
     draw: Callable  # one class per row
     relaxed: Callable  # softmax with noise
     hardened: Callable  # 1 at the largest of a row, 0 elsewhere
+
+
+class Moments(NamedTuple):
+    rows: Callable  # the slope and curvature of every row's loss in 1 / T
 
 
 class Divergence(NamedTuple):

@@ -15,6 +15,7 @@ from . import geometry, jit
 from .backend import (
     bits_of,
     from_bits,
+    from_lane,
     largest_lane,
     loader,
     maximum,
@@ -28,7 +29,7 @@ from .backend import (
 )
 from .elementary import arithmetic, parts_of, two_sum
 from .signatures import address, signature, size, whole
-from .team import CELLS, first_row, place, segment_of, team_maximum, team_sum
+from .team import CELLS, exchanged, first_row, place, segment_of, team_maximum, team_sum
 
 INFINITY = float("inf")
 THREADS = 256  # of the blocks that add in two parts, but for the one that adds all segments
@@ -67,6 +68,30 @@ def block_sum(pair, pairs):
             pair = plus(pair, (from_bits(pair[0], pairs[other]), from_bits(pair[1], pairs[other + 1])))
         cuda.syncthreads()
         half //= 2
+    return pair
+
+
+@jit.device
+def warp_pairs(pair, lanes):
+    """The sum over neighbouring threads of a warp, a power of two of them, of numbers in two parts, in each of them."""
+    step = 1
+    while step < lanes:
+        pair = plus(pair, (from_lane(pair[0], step), from_lane(pair[1], step)))
+        step *= 2
+    return pair
+
+
+@jit.device
+def team_pairs(pair, team, cells, slot):
+    """As ``warp_pairs``, over a team; takes two slots. The order depends on how many threads it has."""
+    pair = warp_pairs(pair, min(team, 32))
+    if team > 32:
+        zero = number(pair[0], 0.0)
+        high, low = (
+            exchanged(pair[0], zero, team, cells, slot),
+            exchanged(pair[1], zero, team, cells, slot + 1),
+        )
+        pair = warp_pairs((high, low), 32)
     return pair
 
 

@@ -8,7 +8,7 @@ from samples import FAMILIES, sample
 from simulated import clear, few_columns, forget, here, one_thread, there  # noqa: F401
 
 import numbasoft
-from numbasoft.cuda import calls, class_losses, copies, geometry, operations, split, totals
+from numbasoft.cuda import calls, class_losses, classes, copies, geometry, operations, split, totals
 from numbasoft.ops.cross_entropy import cuda as kernels
 
 nan, inf = np.nan, np.inf
@@ -31,7 +31,7 @@ def small_blocks(monkeypatch):
     """Two threads, and two columns side by side, in the blocks that have a fixed number of either."""
     few_columns(monkeypatch)
     monkeypatch.setattr(geometry, "TOTAL_THREADS", 2)
-    for module in totals, kernels:
+    for module in totals, classes, kernels:
         monkeypatch.setattr(module, "THREADS", 2)
     forget()
     yield
@@ -536,6 +536,30 @@ def test_losses_of_log_probabilities(reduction, rng, few_threads):
     assert np.isnan(run("nll_loss", log_p, target, reduction="none")).tolist() == [True, False, True]
     grad = run("nll_loss_backward", 1.0, log_p, target, reduction="sum")
     assert np.isnan(grad[[0, 2]]).all() and grad[1].tolist() == [-1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "uint64"])
+def test_classes_with_gaps_along_too_many_axes_are_copied(dtype, rng, few_threads):
+    # every axis of the target is apart from the others: (2, 2, 2, 1, 2, 2, 2) of (3, 3, 3, 1, 3, 3, 3)
+    shape = 3, 3, 3, 1, 3, 3, 3
+    target = rng.integers(4, size=shape).astype(dtype)
+    target[0, 0, 0, 0, 0, 0, 0] = 100
+    apart = target[:2, :2, :2, :, :2, :2, :2]
+    log_p = rng.normal(-3, 1, (*shape, 5)).astype(np.float32)
+    rows = log_p[:2, :2, :2, :, :2, :2, :2, :4]
+    assert classes.five_axes(apart.shape, apart.strides) is None
+    chosen = dict(ignore_index=100, reduction="none")
+    want = run("nll_loss", np.ascontiguousarray(rows), np.ascontiguousarray(apart), **chosen)
+    np.testing.assert_allclose(want, numbasoft.nll_loss(rows, apart, **chosen))
+    np.testing.assert_array_equal(run("nll_loss", rows, apart, **chosen), want)
+    got = run("cross_entropy", np.ascontiguousarray(rows), apart, **chosen)
+    np.testing.assert_allclose(got, numbasoft.cross_entropy(rows, apart, **chosen), rtol=1e-5)
+    if dtype == "int64":  # as it is, which no float holds
+        apart[1, 1, 1, 0, 1, 1, 1], other = 2**53 + 1, dict(chosen, ignore_index=2**53)
+        assert np.isnan(run("nll_loss", rows, apart, **other)[1, 1, 1, 0, 1, 1, 1])
+    if dtype == "uint64":
+        apart[1, 1, 1, 0, 1, 1, 1], other = 2**64 - 1, dict(chosen, ignore_index=-1)
+        assert np.isnan(run("nll_loss", rows, apart, **other)[1, 1, 1, 0, 1, 1, 1])
 
 
 # --- errors ------------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ import pytest
 from numba import cuda
 from numba.cuda import dispatcher
 
-from numbasoft.cuda import copies, geometry, operations, split, totals
+from numbasoft.cuda import classes, copies, geometry, operations, split, totals
 from numbasoft.ops.binary_cross_entropy import cuda as binary_cross_entropy
 from numbasoft.ops.cross_entropy import cuda as cross_entropy
+from numbasoft.ops.fit_temperature import cuda as fit_temperature
 from numbasoft.ops.kl_divergence import cuda as kl_divergence
 from numbasoft.ops.log_softmax import cuda as log_softmax
 from numbasoft.ops.logsumexp import cuda as logsumexp
@@ -113,6 +114,7 @@ def losses(storage):
     yield from class_losses(storage)
     yield from before_and_after(storage)
     yield from draws(storage)
+    yield Kernel(fit_temperature.moments, (storage,), "losses", geometry.moment_bounds(), 0, 0)
 
 
 def draws(storage):
@@ -200,7 +202,7 @@ def before_and_after(storage):
     """What stands before the rows, whatever they are; and the losses of log-probabilities."""
     kind = "f8" if storage == "f8" else "f4"
     for kernel in (
-        (cross_entropy.tally, ("i8",)), (cross_entropy.tally, ("u1",)), (cross_entropy.scales, (kind, "f8")),
+        (classes.tally, ("i8",)), (classes.tally, ("u1",)), (cross_entropy.scales, (kind, "f8")),
         (cross_entropy.class_weights, (kind, "f4")), (cross_entropy.picked, (storage, storage)),
         (cross_entropy.placed, (storage,)),
     ):  # fmt: skip
@@ -243,7 +245,7 @@ def chosen():
     if not everything:
         yield from nearest_to_a_spill()
         yield from ((kernel, next(turn)) for kernel in (*draws("b2"), *draws("f8")) if True in kernel.options)
-    for options in ("f4", "f4"), ("f8", "b2"), ("u8", "f8"), ("b1", "b1"):
+    for options in ("f4", "f4"), ("f8", "b2"), ("u8", "f8"), ("b1", "b1"), ("u1", "i8"):
         yield Kernel(copies.copy, options, "copies", copies.THREADS), next(turn)
 
 
@@ -261,7 +263,13 @@ def nearest_to_a_spill():
 
 
 # What counts rows and adds losses, however the rows are computed.
-IN_FLOAT64 = cross_entropy.tally, cross_entropy.scales, cross_entropy.class_weights, totals.total
+IN_FLOAT64 = (
+    classes.tally,
+    cross_entropy.scales,
+    cross_entropy.class_weights,
+    totals.total,
+    fit_temperature.moments,
+)
 
 
 def ptxas():

@@ -6,6 +6,7 @@ and so with racecheck, initcheck and synccheck, and with f2, b2 and f8. tests/te
 them; that no kernel is left out is tested without a GPU (launched.py).
 """
 
+import contextlib
 import sys
 
 import numpy as np
@@ -106,7 +107,17 @@ def draws(x, axis=-1):
     numbasoft.gumbel_softmax(x, axis=axis, rng=1, hard=True)
 
 
+def temperatures(x, axis=-1):
+    """No temperature fits best to logits that are all the same: that is told by every kernel."""
+    target = cuda.to_device(np.zeros(x.size // x.shape[axis], "i8"))
+    with contextlib.suppress(ValueError):
+        numbasoft.fit_temperature(x, target, axis=axis)
+
+
 def call_every_kernel(storage):
+    for n in 1, 31, 203, 1003, 9001:
+        temperatures(zeros((ROWS, n), storage))
+    temperatures(zeros((37, 35), storage), 0)
     for n in 1, 31, 203, 1003, 9001:
         draws(zeros((ROWS, n), storage))
     draws(zeros((37, 35), storage), 0)

@@ -4,6 +4,7 @@ All of numba-cuda is what runs on a GPU: its arrays, its compiler, its streams a
 kernels compute is tested in simulated.py and, on a GPU, in test_cuda_gpu.py. Once more with two devices.
 """
 
+import math
 import struct
 import sys
 import threading
@@ -18,8 +19,10 @@ from numba import cuda
 
 import numbasoft
 from benchmarks.gpu_host import StandIn, calls
-from numbasoft.cuda import arrays, class_losses, divergence, elementwise, geometry, sampling
+from numbasoft import elementary
+from numbasoft.cuda import arrays, class_losses, divergence, elementwise, fits, geometry, sampling
 from numbasoft.cuda import calls as device_calls
+from numbasoft.ops.fit_temperature.cuda import MOMENTS
 
 LAST = arrays.device_count() - 1
 driver = StandIn()
@@ -78,6 +81,36 @@ def test_a_draw_gets_its_key():
         assert (driver.parameters[4], driver.parameters[5]) == (key, 5)
         assert (driver.grid, driver.block) == (8, geometry.draw_launch(1000, "f4")[0])
     driver.keep(0)
+
+
+def test_a_fit_launches_five_kernels_a_step_with_numbers_of_its_own(monkeypatch):
+    x, target, stream = there((8, 1000)), there(8, "i8"), cuda.stream()
+    seen = []
+
+    def minimum(at, rows):
+        first = device_calls.run
+
+        def one_by_one(prepared, addresses, work):
+            moments, *sums = prepared.steps
+            driver.keep(9)
+            first(prepared._replace(steps=(moments,)), addresses, work)
+            driver.keep(0)
+            seen.append(driver.parameters)
+            first(prepared._replace(steps=tuple(sums)), addresses, work)
+
+        monkeypatch.setattr(device_calls, "run", one_by_one)
+        for b, unit in (math.inf, 1.0), (0.0, 2.0), (0.3, 0.25):
+            before = driver.launches
+            assert at(b, unit) == (0, 0)
+            assert driver.launches == before + 5 and driver.stream == int(stream.handle)
+            numbers = [struct.unpack("d", struct.pack("Q", v))[0] for v in seen[-1][6:9]]
+            assert numbers == [unit, *elementary.power_scale(b)]
+        return rows
+
+    with pytest.raises(ValueError, match="target is the largest logit"):
+        numbasoft.fit_temperature(x, target)
+    assert fits.fit(MOMENTS, minimum, x, target, -1, -100, stream) == 8
+    assert [v[0] for v in seen] == [address(x)] * 3 and seen[0][1:4] == [4000, 8, 1000]
 
 
 @pytest.mark.parametrize("name", calls())
@@ -273,7 +306,7 @@ def test_the_sanitizers_see_every_kernel(storage, monkeypatch):
         return Kernel()
 
     monkeypatch.setattr(device_calls, "compiled", compiled_)
-    for module in device_calls, elementwise, divergence, class_losses, sampling:
+    for module in device_calls, elementwise, divergence, class_losses, sampling, fits:
         for name, steps in list(vars(module).items()):
             if name.endswith("steps") and hasattr(steps, "__wrapped__"):
                 monkeypatch.setattr(module, name, steps.__wrapped__)

@@ -42,6 +42,7 @@ from numbasoft.cuda import (
     device,
     divergence,
     elementwise,
+    fits,
     geometry,
     literal,
     sampling,
@@ -62,7 +63,7 @@ by_name = pytest.mark.parametrize("name", FORWARD + BACKWARD)
 def forget():
     for steps in calls.forward_steps, calls.backward_steps, calls.logsumexp_backward_steps:
         steps.cache_clear()
-    for module in elementwise, divergence, class_losses, sampling:
+    for module in elementwise, divergence, class_losses, sampling, fits:
         clear_caches(module)
     calls.REPEATED.clear()
 

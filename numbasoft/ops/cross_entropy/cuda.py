@@ -26,7 +26,6 @@ from ...cuda.backend import (
     gather_within,
     gatherer,
     integer_as,
-    integer_reader,
     largest_lane,
     loader,
     mask_of,
@@ -42,6 +41,7 @@ from ...cuda.backend import (
     write_cell,
     writer,
 )
+from ...cuda.classes import IGNORED, NO_CLASS
 from ...cuda.elementary import arithmetic_of, parts_of, two_sum
 from ...cuda.geometry import ITEMSIZE, SEGMENT_VECTORS, SHARES, STRIDED_LANES, fills_block, segment_length
 from ...cuda.logs import logarithms, results
@@ -90,73 +90,8 @@ from ...cuda.totals import PAIR_CELLS, THREADS, block_sum, plus, value_of
 INFINITY, NAN = float("inf"), float("nan")
 MORE_CELLS = 3 * CELLS
 
-# Instead of a class: the row is ignored, or its class does not exist.
-IGNORED, NO_CLASS = -1, -2
 
-
-# Before the rows: what their targets are, and what gradients are multiplied with.
-
-
-@lru_cache
-def tally(storage):
-    """The class of every row, and how many rows count."""
-    read_target, read = integer_reader(storage), reader("f8", "f8")
-
-    def cross_entropy_tally(
-        target,  # IN   address of the first target
-        t0,  # IN   bytes from one to the next along five axes
-        t1,
-        t2,
-        t3,
-        t4,
-        n1,  # IN   lengths of all axes but the first
-        n2,
-        n3,
-        n4,
-        rows,  # IN
-        classes,  # IN
-        ignores,  # IN   whether a class is ignored, and which
-        ignore_index,
-        weights,  # IN   0, or the address of a float64 for every class
-        one,  # IN   1
-        places,  # OUT  address of an int64 for every row
-        tallies,  # OUT  0, or the address of TALLY cells for every block
-    ):
-        cells = cuda.shared.array(CELLS, types.int64)
-        pairs = cuda.shared.array(PAIR_CELLS, types.int64)
-        row = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
-        one = vector_of(one)
-        weight = number(one, 0.0)
-        counts = row - row
-        if row < rows:
-            i4, i = row % n4, row // n4
-            i3, i = i % n3, i // n3
-            i2, i = i % n2, i // n2
-            i1, i = i % n1, i // n1
-            k = read_target(target + i * t0 + i1 * t1 + i2 * t2 + i3 * t3 + i4 * t4)
-            counts += 1
-            weight = one
-            if ignores != 0 and k == ignore_index:
-                k = row - row + IGNORED
-                counts -= 1
-                weight = number(one, 0.0)
-            elif k < 0 or k >= classes:
-                k = row - row + NO_CLASS
-            elif weights != 0:
-                weight = read(weights + k * 8)
-            write_cell(places + row * 8, k)
-        if tallies != 0:
-            counts = team_sum(counts, THREADS, cells, 0)
-            pair = block_sum((weight, number(one, 0.0)), pairs)
-            if cuda.threadIdx.x == 0:
-                at = tallies + cuda.blockIdx.x * (8 * TALLY)
-                write_cell(at, counts)
-                write_cell(at + 8, bits_of(pair[0]))
-                write_cell(at + 16, bits_of(pair[1]))
-
-    return cross_entropy_tally, signature(
-        address, *[whole] * 5, *[whole] * 4, whole, whole, whole, whole, address, types.float64, address, address
-    )  # fmt: skip
+# Before the rows: what gradients are multiplied with.
 
 
 @lru_cache
@@ -1199,6 +1134,4 @@ def placed(storage):
     )  # fmt: skip
 
 
-LOSS = ClassLoss(
-    tally, scales, class_weights, rows, columns, segment_shares, combine, segments, picked, placed
-)
+LOSS = ClassLoss(scales, class_weights, rows, columns, segment_shares, combine, segments, picked, placed)

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import prange
 
-from ...elementary import coefficients, exponential
+from ...elementary import coefficients, exponential, largest, least
 from ...jit import inline, kernel, parallel_kernel
 from ...passes import row_maximum
 from ...split import row_shift
@@ -17,6 +17,7 @@ IGNORED = -1
 def moment_rows(
     x,  # IN   (rows, n) float64
     target,  # IN   (rows,) each row's class, IGNORED where it does not count
+    unit,  # IN   what x is multiplied with in both results: a power of two
     high,  # IN   log2(e) / T in two parts
     low,
     start,  # IN   the rows to do: start <= i < stop
@@ -28,6 +29,7 @@ def moment_rows(
     w = lanes(x)
     zero = filled(x, 0.0)
     c = coefficients(zero)
+    scale = 1.0 / largest(x)
     for i in range(start, stop):
         if target[i] == IGNORED:
             slope[i], curvature[i] = 0.0, 0.0
@@ -42,8 +44,8 @@ def moment_rows(
         while j < n:
             v = load_part(x, at + j, n - j, -np.inf)
             e = exponential(v, shift, high, low, c)
-            e = select(v == -np.inf, 0.0, e)
-            d = select(v == -np.inf, 0.0, v - m)
+            e = select((v == -np.inf) | (e < least(x)), 0.0, e * scale)
+            d = select(e == 0.0, 0.0, (v - m) * unit)
             total = exact_push(total, e)
             first = dot_push(first, e, d)
             second = dot_push(second, e * d, d)
@@ -51,17 +53,19 @@ def moment_rows(
         s, one, two = sum_end(total), sum_end(first), sum_end(second)
         s0 = s[0] + s[1]
         mean = (one[0] + one[1]) / s0
-        slope[i] = mean + (m - own)
+        slope[i] = mean + (m - own) * unit
         curvature[i] = max(0.0, (two[0] + two[1]) / s0 - mean * mean)
 
 
 @kernel
-def moments(x, target, high, low, slope, curvature):
-    moment_rows(x, target, high, low, 0, x.shape[0], slope, curvature)
+def moments(x, target, unit, high, low, slope, curvature):
+    moment_rows(x, target, unit, high, low, 0, x.shape[0], slope, curvature)
 
 
 @parallel_kernel
-def moments_parallel(x, target, high, low, slope, curvature, blocks):
+def moments_parallel(x, target, unit, high, low, slope, curvature, blocks):
     rows = x.shape[0]
     for b in prange(blocks):
-        moment_rows(x, target, high, low, b * rows // blocks, (b + 1) * rows // blocks, slope, curvature)
+        moment_rows(
+            x, target, unit, high, low, b * rows // blocks, (b + 1) * rows // blocks, slope, curvature
+        )
