@@ -13,7 +13,8 @@ typedef unsigned long long Address;
 typedef int Result;
 enum { SUCCESS, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, INVALID_CONTEXT = 201, CAPTURE_UNSUPPORTED = 900 };
 enum { GLOBAL, THREAD_LOCAL, RELAXED }; /* modes of a capture */
-enum { MULTIPROCESSORS = 16, MAJOR = 75, MINOR = 76 };
+enum { MULTIPROCESSORS = 16, MAJOR = 75, MINOR = 76, SHARED_OF_ALL = 81, SHARED_OPTIN = 97 };
+enum { SHARED_ALLOWED = 8 }; /* attribute of a kernel */
 enum { VERSION = 13000, MOST_PARAMETERS = 32, DEPTH = 16, DEVICES = 2 };
 #define ROOM ((size_t)1 << 36)
 
@@ -30,7 +31,9 @@ static char *memory[DEVICES];
 static size_t used[DEVICES];
 
 long stand_in_launches, stand_in_loads, stand_in_links;
-unsigned stand_in_grid, stand_in_block;
+long stand_in_allowances; /* how often a kernel was allowed more shared memory; and how much, the last time */
+int stand_in_allowed;
+unsigned stand_in_grid, stand_in_block, stand_in_shared;
 void *stand_in_stream;
 int stand_in_device;
 Address stand_in_parameters[MOST_PARAMETERS];
@@ -52,7 +55,14 @@ static Result device_name(char *name, int n, int device) { strncpy(name, "stand-
 static Result device_uuid(char *uuid, int device) { memset(uuid, device, 16); return SUCCESS; }
 static Result device_attribute(int *value, int which, int device) {
     const char *given = device ? 0 : getenv("STAND_IN_MAJOR");
-    *value = which == MAJOR ? (given ? atoi(given) : 9) : which == MINOR ? 0 : which == MULTIPROCESSORS ? 132 : 1024;
+    switch (which) {
+    case MAJOR: *value = given ? atoi(given) : 9; break;
+    case MINOR: *value = 0; break;
+    case MULTIPROCESSORS: *value = 132; break;
+    case SHARED_OF_ALL: *value = 228 << 10; break;
+    case SHARED_OPTIN: *value = 227 << 10; break;
+    default: *value = 1024;
+    }
     return SUCCESS;
 }
 
@@ -127,6 +137,12 @@ static Result load(void **library, const void *code) {
 }
 static Result kernel(void **kernel, void *library, const char *name) { return make(kernel); }
 static Result kernel_attribute(int *value, int which, void *kernel, int device) { *value = 32; return SUCCESS; }
+static Result allow(int which, int value, void *kernel, int device) {
+    if (which != SHARED_ALLOWED) return SUCCESS;
+    stand_in_allowances++;
+    stand_in_allowed = value;
+    return SUCCESS;
+}
 static Result link_create(unsigned n, void *options, void **values, void **state) { return make(state); }
 static Result link_complete(void *state, void **code, size_t *n) {
     stand_in_links++;
@@ -139,6 +155,7 @@ static Result launch(const Configuration *c, void *kernel, void **parameters, vo
     stand_in_launches++;
     stand_in_grid = c->grid[0];
     stand_in_block = c->block[0];
+    stand_in_shared = c->shared;
     stand_in_stream = c->stream;
     for (int i = 0; i < stand_in_count; i++) memcpy(&stand_in_parameters[i], parameters[i], 8);
     return SUCCESS;
@@ -157,7 +174,7 @@ static const struct { const char *name; void *function; } KNOWN[] = {
     {"cuStreamIsCapturing", is_capturing}, {"cuThreadExchangeStreamCaptureMode", exchange_mode},
     {"cuStreamGetDevice", stream_device}, {"cuStreamGetCtx", stream_context}, {"cuEventCreate", make},
     {"cuLibraryLoadData", load}, {"cuLibraryGetKernel", kernel}, {"cuKernelGetFunction", kernel},
-    {"cuKernelGetAttribute", kernel_attribute}, {"cuLinkCreate", link_create},
+    {"cuKernelGetAttribute", kernel_attribute}, {"cuKernelSetAttribute", allow}, {"cuLinkCreate", link_create},
     {"cuLinkComplete", link_complete}, {"cuLaunchKernelEx", launch},
 };
 

@@ -26,7 +26,7 @@ REPEATS = 30
 FLUSH = 256 << 20  # bytes; more than any second cache
 MOST_BYTES = 1 << 29  # of an array
 
-WIDTHS = [64, 256, 1000, 1003, 1024, 4096, 16_384, 50_257, 65_536, 262_144]
+WIDTHS = [64, 256, 1000, 1003, 1024, 4096, 16_384, 24_576, 50_257, 65_536, 262_144]
 SHAPES = [(min(32_768, MOST_BYTES // 4 // n), n) for n in WIDTHS] + [(8, 262_144), (256, 1000)]
 TWO_ARRAYS = "sigmoid", "binary_cross_entropy", "kl_divergence"  # read, or one read and one written
 # With the options of ours.

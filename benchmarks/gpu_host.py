@@ -21,7 +21,7 @@ NAME = "libcuda.so.1"
 CALLS, ROUNDS = 1000, 15
 COUNTED = {
     "launches": ctypes.c_long, "loads": ctypes.c_long, "links": ctypes.c_long, "grid": ctypes.c_uint,
-    "block": ctypes.c_uint, "stream": ctypes.c_void_p, "device": ctypes.c_int, "count": ctypes.c_int,
+    "block": ctypes.c_uint, "shared": ctypes.c_uint, "allowances": ctypes.c_long, "allowed": ctypes.c_int, "stream": ctypes.c_void_p, "device": ctypes.c_int, "count": ctypes.c_int,
     "parameters": ctypes.c_ulonglong * 32, "captured": ctypes.c_void_p,
 }  # fmt: skip
 
@@ -69,6 +69,7 @@ def calls():
 
     import numbasoft
 
+    wide = cuda.to_device(np.ones((200, 20_000), "f4"))
     x, long = cuda.to_device(np.ones((8, 1000), "f4")), cuda.to_device(np.ones((8, 262_144), "f4"))
     y, long_y, lse = cuda.device_array_like(x), cuda.device_array_like(long), cuda.device_array(8, "f4")
     mask, stream = cuda.to_device(np.ones((8, 1000), bool)), cuda.stream()
@@ -77,6 +78,7 @@ def calls():
         "softmax, masked": lambda: numbasoft.softmax(x, where=mask, out=y),
         "softmax, on a stream": lambda: numbasoft.softmax(x, out=y, stream=stream),
         "softmax, axis 0": lambda: numbasoft.softmax(x, 0, out=y),
+        "softmax, in shared memory": lambda: numbasoft.softmax(wide, out=wide),
         "softmax, three kernels": lambda: numbasoft.softmax(long, out=long_y),
         "log_softmax": lambda: numbasoft.log_softmax(x, out=y),
         "logsumexp": lambda: numbasoft.logsumexp(x, out=lse),

@@ -5,6 +5,8 @@ from fractions import Fraction
 import numpy as np
 from oracle import BFLOAT16, DTYPES, FORMATS
 
+from numbasoft.cuda import geometry
+
 FORWARD = ("softmax", "log_softmax", "logsumexp")
 BACKWARD = ("softmax_backward", "log_softmax_backward", "logsumexp_backward")
 
@@ -174,3 +176,27 @@ def huge_logits(rng, dtype, temperature):
     ]
     close = np.array([abs(v) < 30 for v in exact])
     return rng.standard_normal((close.sum(), 1)).astype(dtype), x[close, None], lse[close, None]
+
+
+def around_limits(storage, room, in_pairs=False, masked=False):
+    """The widest rows of every way to hold them in registers or in shared memory, and the next wider ones."""
+    found = set()
+    for aligned in False, True:
+        step = geometry.lanes(storage) if aligned else 1
+
+        def way(n, aligned=aligned):
+            how = geometry.rows_launch(n, storage, aligned, in_pairs or masked)
+            if how:
+                return 0
+            how = geometry.resident_launch(n, storage, aligned, room, in_pairs)
+            return how and how.threads
+
+        n, end = 1, 1 << 21
+        while n < end and way(n * step) is not None:
+            low, high = n, end  # n is held as low is, and high is not
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if way(middle * step) == way(n * step) else (low, middle)
+            found |= {low * step, high * step}
+            n = high
+    return sorted(found)

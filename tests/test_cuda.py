@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from samples import around_limits
 
 import numbasoft
 from numbasoft import cuda
@@ -64,6 +65,51 @@ def test_every_element_of_a_row_is_done_once(storage, in_pairs):
                     j = j[(j >= 0) & (j < n)]
                     assert j.size == n and np.unique(j).size == n
     assert len({how for how, _ in seen}) >= 10
+
+
+ROOMS = {
+    "sm_80": geometry.Room(108, 163 << 10, 81 << 10),
+    "sm_90": geometry.Room(132, 227 << 10, 113 << 10),
+    "sm_120": geometry.Room(170, 99 << 10, 49 << 10),
+}
+
+
+@pytest.mark.parametrize("in_pairs", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_element_in_shared_memory_has_a_slot(room, storage, in_pairs):
+    room, lanes, itemsize = ROOMS[room], geometry.lanes(storage), geometry.ITEMSIZE[storage]
+    limits = around_limits(storage, room, in_pairs)
+    near = {n + i for n in limits for i in range(-2 * lanes - 1, 2 * lanes + 2)}
+    ways = set()
+    for n in sorted(near | {50_257, 128_256}):
+        for aligned in (False, True) if n % lanes == 0 else (False,):
+            how = geometry.resident_launch(n, storage, aligned, room, in_pairs)
+            if how is None:
+                assert n * itemsize * (1 + in_pairs) > room.most - geometry.RESIDENT_CELL_BYTES - 2 * 32
+                continue
+            ways.add(how.threads)
+            two = how.threads == geometry.RESIDENT_THREADS
+            assert how.shared + geometry.RESIDENT_CELL_BYTES <= (room.together if two else room.most)
+            assert how.shared == geometry.VECTOR_BYTES * how.slots * (1 + in_pairs)
+            # the slots are the row, wherever it begins: vectors from the multiple of 16 bytes before it on
+            most = 0 if aligned else lanes - 1
+            assert how.slots * lanes - most >= n
+            assert (how.slots - 1) * lanes < n + most
+            # and every slot has a thread, once
+            for vectors in geometry.RESIDENT_VECTORS, geometry.RESIDENT_LAST_VECTORS:
+                held = vectors[storage]
+                thread, k, turn = np.ix_(
+                    range(how.threads), range(held), range(-(-how.slots // (held * how.threads)))
+                )
+                slot = (thread + (turn * held + k) * how.threads).ravel()
+                slot = slot[slot < how.slots]
+                assert slot.size == how.slots and np.unique(slot).size == how.slots
+    assert geometry.LONE_THREADS in ways
+    for aligned in False, True:  # of every limit both sides are among the widths that a GPU tests
+        launch = geometry.resident_launch
+        held = [n for n in limits if launch(n, storage, aligned and n % lanes == 0, room, in_pairs)]
+        assert held and any(n > max(held) for n in limits)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -347,8 +393,13 @@ needs_numba_cuda = pytest.mark.skipif(
 )
 SIMULATED = {"NUMBA_ENABLE_CUDASIM": "1"}
 PARTS = {
-    "simulated": SIMULATED, "class_losses": SIMULATED, "sampling": SIMULATED, "fitting": SIMULATED, "compiled": {},
-}  # fmt: skip
+    "simulated": SIMULATED,
+    "class_losses": SIMULATED,
+    "sampling": SIMULATED,
+    "fitting": SIMULATED,
+    "resident": SIMULATED,
+    "compiled": {},
+}
 
 
 def run_part(part, environment):

@@ -19,6 +19,7 @@ from oracle import Format, check, limit
 from samples import (
     BACKWARD,
     FORWARD,
+    around_limits,
     ends_of_log_softmax_backward,
     ends_of_logsumexp_backward,
     huge_logits,
@@ -172,6 +173,33 @@ def test_float32_softmax_of_very_many_short_rows(rng):
     exact /= exact.sum(1, keepdims=True)
     got = run("softmax", [x])
     assert (abs(got - exact) / np.spacing(exact.astype(np.float32))).max() <= 2
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+@by_dtype
+@pytest.mark.parametrize("name", FORWARD + BACKWARD[:2])
+def test_rows_in_shared_memory(name, dtype, masked, rng):
+    # on both sides of every limit; a row alone leaves the device empty, and is done in segments
+    from numba import cuda as numba_cuda
+
+    from numbasoft.cuda import calls
+
+    if masked and name not in FORWARD:
+        pytest.skip("gradients have no masks")
+    room = calls.room_of(numba_cuda.get_current_device().id)
+    storage = {"float16": "f2", "float32": "f4", "float64": "f8"}[dtype]
+    for n in around_limits(storage, room, name not in FORWARD, masked):
+        given = arguments(name, sample("confident", rng, 3, n, dtype), rng)
+        options = {"where": rng.random((3, n)) < 0.7} if masked else {}
+        rows = np.arange(room.multiprocessors) % 3
+        every = {k: v[rows] for k, v in options.items()}
+        many = run(name, [a[rows] for a in given], **every)
+        assert all(many[i].tobytes() == many[i % 3].tobytes() for i in rows), n
+        for i in range(3):
+            one = {k: v[i : i + 1] for k, v in options.items()}
+            alone = run(name, [a[i : i + 1] for a in given], **one)
+            assert alone.tobytes() == many[i : i + 1].tobytes(), n
+        check(many[:3], getattr(oracle, name)(*given, **options), limit(name, given[0].dtype), f"{name} {n}")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

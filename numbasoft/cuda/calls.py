@@ -48,8 +48,8 @@ def compiled(factory, options, threads, ordinal):
     return kernel(*factory(*options), threads, options)
 
 
-def step(ordinal, handle, factory, options, blocks, threads, most_threads, *arguments):
-    """The launch of a kernel, on a device and a stream."""
+def step(ordinal, handle, factory, options, blocks, threads, most_threads, *arguments, shared=0):
+    """The launch of a kernel, on a device and a stream; ``shared`` are bytes of memory for each block."""
     if blocks > MOST_BLOCKS:
         raise ValueError(
             f"x has so many rows that {blocks} thread blocks were needed; a GPU has {MOST_BLOCKS}"
@@ -58,7 +58,7 @@ def step(ordinal, handle, factory, options, blocks, threads, most_threads, *argu
     stream = arrays.numba_stream(handle, ordinal)
     slots = tuple((i, *a) for i, a in enumerate(arguments) if isinstance(a, Slot))
     plain = [0 if isinstance(a, Slot) else a for a in arguments]
-    return Step(launch[blocks, threads, stream], launch.typed(plain), slots)
+    return Step(launch[blocks, threads, stream, shared], launch.typed(plain), slots)
 
 
 def run(prepared, addresses, work):
@@ -73,6 +73,27 @@ def run(prepared, addresses, work):
 
 
 # What is launched.
+
+
+@cache
+def room_of(ordinal):
+    """What the current device has for rows that stay in shared memory; in the simulator nothing, unless a test does."""
+    if SIMULATED:
+        return geometry.Room(multiprocessors=1, most=0, together=0)
+    device = cuda.current_context().device
+    half = device.MAX_SHARED_MEMORY_PER_MULTIPROCESSOR // 2 - device.RESERVED_SHARED_MEMORY_PER_BLOCK
+    most = device.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    return geometry.Room(device.MULTIPROCESSOR_COUNT, most, min(half, most))
+
+
+def resident_launch(ordinal, rows, n, storage, aligned, in_pairs=False):
+    """How to keep rows in shared memory; None where they do not fit, or are too few to fill the device.
+
+    Few rows are done in segments, by more blocks, and stay in the L2 cache between the kernels.
+    """
+    room = room_of(ordinal)
+    how = geometry.resident_launch(n, storage, aligned, room, in_pairs)
+    return how if how and rows >= room.multiprocessors else None
 
 
 @lru_cache(maxsize=4096)
@@ -103,6 +124,12 @@ def forward_steps(operation, storage, temperature, masked, where_from, aligned, 
         arguments = *source, rows, n, how.team, *numbers, *result
         blocks, most = how.blocks(rows), geometry.row_bounds(how.vectors, storage, masked)
         return Prepared((one(operation.rows, options, blocks, how.threads, most, *arguments),), 0)
+
+    how = resident_launch(ordinal, rows, n, storage, aligned)
+    if how:
+        options, arguments = (storage, aligned, masked), (*source, n, how.slots, *numbers, *result)
+        launched = operation.resident, options, rows, how.threads, geometry.RESIDENT_BOUNDS
+        return Prepared((one(*launched, *arguments, shared=how.shared),), 0)
 
     segments, threads = geometry.segments_of(n, storage), geometry.SEGMENT_THREADS
     blocks = rows * segments
@@ -145,6 +172,12 @@ def backward_steps(operation, storage, temperature, where_from, aligned, ordinal
         blocks, most = how.blocks(rows), geometry.most_threads(how.vectors, storage, in_pairs=True)
         options = (storage, how.vectors, aligned)
         return Prepared((one(operation.rows, options, blocks, how.threads, most, *arguments),), 0)
+
+    how = resident_launch(ordinal, rows, n, storage, aligned, in_pairs=True)
+    if how:
+        arguments = *source, n, how.slots, *numbers, *result
+        launched = operation.resident, (storage, aligned), rows, how.threads, geometry.RESIDENT_BOUNDS
+        return Prepared((one(*launched, *arguments, shared=how.shared),), 0)
 
     segments, threads = geometry.segments_of(n, storage), geometry.SEGMENT_THREADS
     blocks = rows * segments

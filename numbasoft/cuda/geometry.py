@@ -36,6 +36,16 @@ COLUMNS, MOST_COLUMN_THREADS = 32, 512
 LOSS_COLUMN_THREADS = 256  # told 512, ptxas would spill registers of a loss's kernels to keep to 64 of them
 STRIDED_LANES = 4
 
+# Of a row that stays in shared memory a thread has so many vectors in hand when it is read from memory: 48 to 64 KiB
+# are on their way to two blocks of 512 threads, or to one of 1024; of two rows half as many each. With a mask, of
+# which every element has a byte, and of what is in shared memory already, fewer. More, and registers spill.
+RESIDENT_VECTORS = {"f2": 3, "b2": 3, "f4": 4, "f8": 4}
+RESIDENT_MASKED_VECTORS = {"f2": 1, "b2": 1, "f4": 2, "f8": 4}
+RESIDENT_PAIR_VECTORS = {"f2": 2, "b2": 2, "f4": 2, "f8": 2}
+RESIDENT_LAST_VECTORS = {"f2": 1, "b2": 1, "f4": 2, "f8": 2}
+RESIDENT_THREADS, LONE_THREADS = 512, 1024  # of each of two blocks of a multiprocessor, and of one alone
+RESIDENT_CELL_BYTES = 2048  # of shared memory beside the row: team.CELLS
+
 # Of a row from which a class is drawn a thread has so many vectors in hand at a time.
 DRAW_VECTORS = {"f2": 1, "b2": 1, "f4": 2, "f8": 2}
 DRAW_THREADS = {"f2": 768, "b2": 768, "f4": 768, "f8": 512}
@@ -63,6 +73,36 @@ def vectors_spanned(n, storage, aligned):
     """At most so many vectors at multiples of 16 bytes have an element of a row of n."""
     per_vector = lanes(storage)
     return n // per_vector if aligned else (n + 2 * per_vector - 2) // per_vector
+
+
+class Room(NamedTuple):
+    """What a device has for rows that stay in shared memory."""
+
+    multiprocessors: int
+    most: int  # bytes of shared memory of a block; 0 where no row is to stay there
+    together: int  # bytes of each of two blocks of a multiprocessor
+
+
+class Resident(NamedTuple):
+    """A launch of a kernel that keeps rows in shared memory, each in that of a block."""
+
+    slots: int  # vectors of 16 bytes for which there is room in each row
+    threads: int
+    shared: int  # bytes
+
+
+@lru_cache(maxsize=1024)
+def resident_launch(n, storage, aligned, room, in_pairs=False):
+    """How to do rows of n elements in shared memory, or None where they do not fit there.
+
+    With room for two blocks on a multiprocessor one reads while the other adds or writes.
+    """
+    slots = vectors_spanned(n, storage, aligned)
+    shared = VECTOR_BYTES * slots * (1 + in_pairs)
+    for most, threads in (room.together, RESIDENT_THREADS), (room.most, LONE_THREADS):
+        if shared + RESIDENT_CELL_BYTES <= most:
+            return Resident(slots, threads, shared)
+    return None
 
 
 @lru_cache(maxsize=1024)
@@ -111,6 +151,11 @@ def row_bounds(vectors, storage, masked):
     return (threads, 2) if masked and vectors == 1 and ITEMSIZE[storage] == 2 else threads
 
 
+# Of a kernel that keeps rows in shared memory: told the threads alone ptxas aims at two blocks of 1024 and keeps to 32
+# registers, in which a thread's loads wait for each other.
+RESIDENT_BOUNDS = LONE_THREADS, 1
+
+
 def column_bounds(storage, heavy):
     """Of a kernel that reads columns again and again; ``heavy`` are gradients and divergences."""
     if storage == "f8":
@@ -135,7 +180,8 @@ def loss_column_bounds(storage):
 
 def loss_combine_bounds(storage):
     """Of a cross-entropy's kernel that combines the segments of long rows."""
-    return (SEGMENT_THREADS, 2) if storage == "f8" else SEGMENT_THREADS
+    # float32: told the threads alone ptxas keeps to 40 or 48 registers and spills 16 bytes on sm_100 and sm_120
+    return (SEGMENT_THREADS, 3 if storage != "f8" else 2)
 
 
 def term_bounds(storage):

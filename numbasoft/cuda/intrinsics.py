@@ -601,7 +601,11 @@ def element_address(builder, address, index, storage):
 
 def load_vector(builder, address, storage):
     """16 bytes as words of the size of an element."""
-    n = VECTOR_BYTES // ITEMSIZE[storage]
+    return unpacked(builder, load_packed(builder, address, storage), storage)
+
+
+def load_packed(builder, address, storage):
+    """16 bytes as words of 32 bits (float64: of 64)."""
     if storage == "f8":
         kind = ir.LiteralStructType([I64] * 2)
         text = "ld.global.L1::no_allocate.v2.b64 {$0, $1}, [$2];"
@@ -610,26 +614,43 @@ def load_vector(builder, address, storage):
     kind = ir.LiteralStructType([I32] * 4)
     text = "ld.global.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];"
     got = asm(builder, kind, text, "=r,=r,=r,=r,l", address, effect=True)
-    words = [builder.extract_value(got, i) for i in range(4)]
-    if n == 4:
+    return [builder.extract_value(got, i) for i in range(4)]
+
+
+def unpacked(builder, words, storage):
+    """Words of 32 bits (float64: of 64) as words of the size of an element."""
+    if ITEMSIZE[storage] > 2:
         return words
     halves = [(builder.trunc(w, I16), builder.trunc(builder.lshr(w, i32(16)), I16)) for w in words]
     return [h for pair in halves for h in pair]
 
 
-def store_vector(builder, address, values, storage):
-    """Store 16 bytes of numbers."""
+def in_words(builder, words, storage):
+    """What ``unpacked`` was given."""
+    if ITEMSIZE[storage] > 2:
+        return words
+    pairs = [[builder.zext(w, I32) for w in words[i : i + 2]] for i in range(0, len(words), 2)]
+    return [builder.or_(low, builder.shl(high, i32(16))) for low, high in pairs]
+
+
+def packed(builder, values, storage):
+    """16 bytes of numbers as words of 32 bits (float64: of 64)."""
     if storage == "f8":
-        text = "st.global.cs.v2.b64 [$0], {$1, $2};"
-        words = [builder.bitcast(v, I64) for v in values]
-        return asm(builder, ir.VoidType(), text, "l,l,l", address, *words, effect=True)
+        return [builder.bitcast(v, I64) for v in values]
     values = [narrowed(builder, v, storage) for v in values]
     if storage == "f4":
-        words = [builder.bitcast(v, I32) for v in values]
-    else:
-        text = f"cvt.rn.{'bf16' if storage == 'b2' else 'f16'}x2.f32 $0, $1, $2;"
-        pairs = zip(values[::2], values[1::2], strict=True)
-        words = [asm(builder, I32, text, "=r,f,f", high, low) for low, high in pairs]
+        return [builder.bitcast(v, I32) for v in values]
+    text = f"cvt.rn.{'bf16' if storage == 'b2' else 'f16'}x2.f32 $0, $1, $2;"
+    pairs = zip(values[::2], values[1::2], strict=True)
+    return [asm(builder, I32, text, "=r,f,f", high, low) for low, high in pairs]
+
+
+def store_vector(builder, address, values, storage):
+    """Store 16 bytes of numbers."""
+    words = packed(builder, values, storage)
+    if storage == "f8":
+        text = "st.global.cs.v2.b64 [$0], {$1, $2};"
+        return asm(builder, ir.VoidType(), text, "l,l,l", address, *words, effect=True)
     text = "st.global.cs.v4.b32 [$0], {$1, $2, $3, $4};"
     return asm(builder, ir.VoidType(), text, "l,r,r,r,r", address, *words, effect=True)
 
@@ -750,13 +771,40 @@ def load_elements(builder, address, start, n, storage, empty):
     return words
 
 
-def loader(storage, compute, vectors, aligned, fill):
+def loader(storage, compute, vectors, aligned, fill, early=False):
     """The function that loads a thread's vectors of a row; ``fill`` stands where the row has no element.
 
     ``aligned`` promises a row that begins and ends at multiples of 16 bytes. Where a vector
-    belongs to the row in part, its elements are loaded one by one.
+    belongs to the row in part, its elements are loaded one by one. ``early``: all whole vectors
+    are asked for before any is waited for; else ptxas waits for each of 16 bits where some are in part.
     """
     lanes = VECTOR_BYTES // ITEMSIZE[storage]
+
+    def in_turn(builder, args, empty):
+        for start, every, some in pieces(builder, args, storage, vectors, aligned):
+            at = element_address(builder, args[0], start, storage)
+            words = when(builder, every, partial(load_vector, builder, at, storage), [empty] * lanes)
+            if not aligned:
+                in_part = partial(load_elements, builder, args[0], start, args[4], storage, empty)
+                words = when(builder, builder.and_(some, builder.not_(every)), in_part, words)
+            yield words
+
+    def at_once(builder, args, empty):
+        nothing = in_words(builder, [empty] * lanes, storage)
+        found = []
+        for start, every, some in list(pieces(builder, args, storage, vectors, aligned)):
+            at = element_address(builder, args[0], start, storage)
+            words = when(builder, every, partial(load_packed, builder, at, storage), nothing)
+            found.append((words, start, builder.and_(some, builder.not_(every))))
+        for words, start, in_part in found:
+            if not aligned:
+
+                def elements(start=start):
+                    halves = load_elements(builder, args[0], start, args[4], storage, empty)
+                    return in_words(builder, halves, storage)
+
+                words = when(builder, in_part, elements, words)
+            yield unpacked(builder, words, storage)
 
     @intrinsic
     def load(typingctx, address, anchor, thread, team, n):
@@ -769,12 +817,7 @@ def loader(storage, compute, vectors, aligned, fill):
             args = [*args[:2], *(as_i32(builder, a) for a in args[2:])]
             empty = ir.Constant(WORD[storage], FILL[fill][storage])
             numbers = []
-            for start, every, some in pieces(builder, args, storage, vectors, aligned):
-                at = element_address(builder, args[0], start, storage)
-                words = when(builder, every, partial(load_vector, builder, at, storage), [empty] * lanes)
-                if not aligned:
-                    in_part = partial(load_elements, builder, args[0], start, args[4], storage, empty)
-                    words = when(builder, builder.and_(some, builder.not_(every)), in_part, words)
+            for words in (at_once if early else in_turn)(builder, args, empty):
                 numbers += [from_word(builder, w, storage, compute) for w in words]
             return assembled(builder, numbers)
 
@@ -816,6 +859,86 @@ def storer(storage, compute, vectors, aligned):
         return types.none(address, anchor, thread, team, n, on, value), lower
 
     return store
+
+
+# Rows in shared memory: slots of 16 bytes, each of a thread's own.
+
+SHARED = 3  # NVVM's name of that memory
+
+
+@intrinsic
+def room(typingctx):
+    """Where the shared memory begins that a launch gives to every block."""
+
+    def lower(context, builder, sig, args):
+        name, module = "numbasoft_room", builder.module
+        memory = module.globals.get(name)
+        if memory is None:
+            memory = ir.GlobalVariable(module, ir.ArrayType(I8, 0), name, addrspace=SHARED)
+            memory.linkage, memory.align = "external", VECTOR_BYTES
+        return builder.ptrtoint(memory, I64)
+
+    return types.int64(), lower
+
+
+def slots_of(builder, room, first, thread, team, slots, vectors, storage):
+    """For each vector of a thread: whether there is room for it, and a pointer to where."""
+    kind = ir.VectorType(I64, 2) if storage == "f8" else ir.VectorType(I32, 4)
+    index = thread
+    for _ in range(vectors):
+        slot = builder.sext(builder.add(first, index), I64)
+        at = builder.add(room, builder.mul(slot, ir.Constant(I64, VECTOR_BYTES)))
+        yield builder.icmp_signed("<", index, slots), builder.inttoptr(at, ir.PointerType(kind, SHARED))
+        index = builder.add(index, team)
+
+
+def holder(storage, vectors):
+    """The function that keeps vectors in shared memory, as they are in a row of this storage type."""
+    lanes = VECTOR_BYTES // ITEMSIZE[storage]
+
+    @intrinsic
+    def hold(typingctx, room, first, thread, team, slots, value):
+        """Put a thread's vectors into its slots, of so many from number ``first`` on; those beyond are left out."""
+
+        def lower(context, builder, sig, args):
+            where = args[0], *(as_i32(builder, a) for a in args[1:5])
+            for k, (is_there, at) in enumerate(slots_of(builder, *where, vectors, storage)):
+                numbers = [lane(builder, args[5], i) for i in range(k * lanes, (k + 1) * lanes)]
+                with builder.if_then(is_there):
+                    words = assembled(builder, packed(builder, numbers, storage))
+                    builder.store(words, at, align=VECTOR_BYTES)
+            return context.get_dummy_value()
+
+        return types.none(room, first, thread, team, slots, value), lower
+
+    return hold
+
+
+def recaller(storage, compute, vectors, fill):
+    """The function that takes what ``holder``'s function has kept; ``fill`` stands where it had no slot."""
+    lanes = VECTOR_BYTES // ITEMSIZE[storage]
+
+    @intrinsic
+    def recall(typingctx, room, first, thread, team, slots):
+        """A thread's vectors from its slots, as one."""
+
+        def lower(context, builder, sig, args):
+            where = args[0], *(as_i32(builder, a) for a in args[1:])
+            empty = [ir.Constant(WORD[storage], FILL[fill][storage])] * lanes
+            numbers = []
+            for is_there, at in slots_of(builder, *where, vectors, storage):
+
+                def words_at(at=at):
+                    words = builder.load(at, align=VECTOR_BYTES)
+                    return unpacked(builder, lanes_of(builder, words), storage)
+
+                words = when(builder, is_there, words_at, empty)
+                numbers += [from_word(builder, w, storage, compute) for w in words]
+            return assembled(builder, numbers)
+
+        return Vector(element_of(compute), lanes * vectors)(room, first, thread, team, slots), lower
+
+    return recall
 
 
 @intrinsic

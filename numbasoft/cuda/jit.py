@@ -65,7 +65,7 @@ class Compiled:
     def __init__(self, function, signature, threads, options):
         from . import disk
 
-        self.kinds = [ARGUMENT[str(kind)] for kind in signature.args]
+        self.kinds, self.has_room = [ARGUMENT[str(kind)] for kind in signature.args], False
         sentence = too_old(*cuda.current_context().device.compute_capability)
         if sentence:  # beside a newer one
             raise RuntimeError(sentence)
@@ -81,8 +81,11 @@ class Compiled:
         from cuda.core import LaunchConfig, launch
         from numba.cuda.cudadrv.driver import _to_core_stream
 
-        blocks, threads, stream = configuration
-        fixed = _to_core_stream(stream), LaunchConfig(grid=blocks, block=threads), self.kernel
+        blocks, threads, stream, shared = configuration
+        if shared and not self.has_room:
+            self.make_room()
+        launch_config = LaunchConfig(grid=blocks, block=threads, shmem_size=shared)
+        fixed = _to_core_stream(stream), launch_config, self.kernel
 
         def launch_again(*arguments):
             try:
@@ -92,6 +95,27 @@ class Compiled:
                 launch(*fixed, *arguments)
 
         return launch_again
+
+    def make_room(self):
+        """Allow launches all the shared memory that a block may have, once for a kernel, which is one device's.
+
+        Else a block has 48 KiB together with what the kernel has of its own.
+        """
+        from cuda.bindings.driver import CUfunction_attribute
+        from numba.cuda.cudadrv.driver import driver
+
+        device, names = cuda.current_context().device, CUfunction_attribute
+        kernel = getattr(self.kernel, "handle", None) or self.kernel._handle  # cuda.core up to 0.6
+        own = driver.cuKernelGetAttribute(names.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, kernel, device.id)
+        for which, value in (
+            (
+                names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                device.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN - own,
+            ),
+            (names.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
+        ):
+            driver.cuKernelSetAttribute(which, value, kernel, device.id)
+        self.has_room = True
 
     def typed(self, arguments):
         """Arguments in the types declared, once for many launches."""

@@ -10,9 +10,9 @@ INFINITY = float("inf")
 
 
 @lru_cache
-def masked_loader(storage, vectors, aligned, masked):
+def masked_loader(storage, vectors, aligned, masked, early=False):
     """``loader``'s function for rows with a mask, or without one."""
-    load = loader(storage, arithmetic_of(storage).compute, vectors, aligned, -INFINITY)
+    load = loader(storage, arithmetic_of(storage).compute, vectors, aligned, -INFINITY, early)
     kept_of = keeper(storage, vectors)
 
     @jit.device

@@ -9,6 +9,7 @@ class Forward(NamedTuple):
 
     rows: Callable  # that fit into registers
     columns: Callable  # along another axis
+    resident: Callable  # that fit into shared memory
     last: Callable  # the last step of a long row; those before are the same for all (split.py)
     others: bool  # whether the sum is that without the maxima
     reduced: bool  # whether there is one result a row
@@ -17,6 +18,7 @@ class Forward(NamedTuple):
 class Backward(NamedTuple):
     rows: Callable
     columns: Callable
+    resident: Callable
     last: Callable
     product: bool  # whether the sum is over g * y, or over g
 

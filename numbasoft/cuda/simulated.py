@@ -10,6 +10,8 @@ import threading
 
 import ml_dtypes
 import numpy as np
+from numba.cuda import types
+from numba.cuda.simulator import kernel
 
 from .geometry import ITEMSIZE, STRIDED_LANES, VECTOR_BYTES
 
@@ -228,7 +230,7 @@ def pieces(address, thread, team, n, storage, vectors, aligned):
     return j, (j >= 0) & (j < n)
 
 
-def loader(storage, compute, vectors, aligned, fill):
+def loader(storage, compute, vectors, aligned, fill, early=False):
     def load(address, anchor, thread, team, n):
         j, inside = pieces(anchor, thread, team, n, storage, vectors, aligned)
         result = np.full(j.size, fill, compute_dtype(compute))
@@ -251,6 +253,37 @@ def storer(storage, compute, vectors, aligned):
 @quiet
 def write_rounded(row, index, value):
     row[index] = value.astype(row.dtype)
+
+
+def room():
+    """Of the memory that a launch gives, the block's: the simulator runs one block after the other."""
+    return kernel._get_kernel_context().shared.array(0, types.uint8)
+
+
+def slots_of(room, first, thread, team, slots, vectors, storage):
+    """Which of a thread's vectors there is room for, all that is in the room, and their places there."""
+    index = thread + team * np.arange(vectors)
+    is_there = index < slots
+    kept = room.view(DTYPES[storage]).reshape(-1, VECTOR_BYTES // ITEMSIZE[storage])
+    return is_there, kept, first + index[is_there]
+
+
+def holder(storage, vectors):
+    def hold(room, first, thread, team, slots, value):
+        is_there, kept, places = slots_of(room, first, thread, team, slots, vectors, storage)
+        kept[places] = value.reshape(vectors, -1)[is_there]
+
+    return hold
+
+
+def recaller(storage, compute, vectors, fill):
+    def recall(room, first, thread, team, slots):
+        is_there, kept, places = slots_of(room, first, thread, team, slots, vectors, storage)
+        result = np.full((vectors, kept.shape[1]), fill, compute_dtype(compute))
+        result[is_there] = kept[places]
+        return result.ravel()
+
+    return recall
 
 
 def bytes_at(address, step, places):

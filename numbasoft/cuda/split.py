@@ -25,7 +25,7 @@ from .backend import (
     vector_of,
     write_cell,
 )
-from .elementary import arithmetic_of, carried, parts_of
+from .elementary import PART_BITS, arithmetic_of, carried, parts_of
 from .geometry import ITEMSIZE, SEGMENT_VECTORS, segment_length
 from .layout import LONGEST_COLUMN
 from .masked import masked_loader
@@ -102,25 +102,78 @@ def count_over(work, row, segments, which, cells, slot):
     return team_sum(value, cuda.blockDim.x, cells, slot)
 
 
+@lru_cache
+def finer(compute):
+    """Of a row of n: what its terms are multiplied by before they are rounded, and the bits that makes."""
+    most = FINER[compute]
+
+    @jit.device
+    def factor_and_bits(n):
+        bits = most if n > LONGEST_COLUMN else 0
+        return 1 << bits, bits
+
+    return factor_and_bits
+
+
 @jit.device
-def sum_over(work, row, segments, cells, slot):
-    """The sum over the segments of a row, in parts; takes four slots."""
-    high, low, rest_high, rest_low = row - row, row - row, row - row, row - row
-    i = cuda.threadIdx.x
-    while i < segments:
-        at = row * segments + i
-        parts = parts_of(read_cell(field(work, at, TOTAL)), read_cell(field(work, at, REST)))
-        high += parts[0]
-        low += parts[1]
-        rest_high += parts[2]
-        rest_low += parts[3]
-        i += cuda.blockDim.x
-    return carried(
-        team_sum(high, cuda.blockDim.x, cells, slot),
-        team_sum(low, cuda.blockDim.x, cells, slot + 1),
-        team_sum(rest_high, cuda.blockDim.x, cells, slot + 2),
-        team_sum(rest_low, cuda.blockDim.x, cells, slot + 3),
-    )
+def in_units(total, rest, bits):
+    """A part of a sum in finer units in those of all sums, and what that leaves beside what else is left."""
+    return total >> bits, rest + (total & ((1 << bits) - 1))
+
+
+@jit.device
+def write_sum(work, segment, total, rest, bits):
+    """Leave the sum of a segment."""
+    total, rest = in_units(total, rest, bits)
+    write_cell(field(work, segment, TOTAL), total)
+    write_cell(field(work, segment, REST), rest)
+
+
+@lru_cache
+def settled(compute):
+    """A sum of what ``in_units`` gives, in parts: of finer units so many as make one are one, the rest is rounded.
+
+    Once for a row, so that no bit depends on where it was cut.
+    """
+    most, half = FINER[compute], 1 << FINER[compute] >> 1
+
+    @jit.device
+    def settle(high, low, rest_high, rest_low):
+        if most:
+            rest = (rest_high << PART_BITS) + rest_low
+            low += (rest + half) >> most
+            rest_high, rest_low = rest - rest, rest - rest
+        return carried(high, low, rest_high, rest_low)
+
+    return settle
+
+
+@lru_cache
+def summed_over(compute):
+    """The function that adds what ``in_units`` has given for the segments of a row."""
+    settle = settled(compute)
+
+    @jit.device
+    def sum_over(work, row, segments, cells, slot):
+        """The sum over the segments of a row, in parts; takes four slots."""
+        high, low, rest_high, rest_low = row - row, row - row, row - row, row - row
+        i = cuda.threadIdx.x
+        while i < segments:
+            at = row * segments + i
+            parts = parts_of(read_cell(field(work, at, TOTAL)), read_cell(field(work, at, REST)))
+            high += parts[0]
+            low += parts[1]
+            rest_high += parts[2]
+            rest_low += parts[3]
+            i += cuda.blockDim.x
+        return settle(
+            team_sum(high, cuda.blockDim.x, cells, slot),
+            team_sum(low, cuda.blockDim.x, cells, slot + 1),
+            team_sum(rest_high, cuda.blockDim.x, cells, slot + 2),
+            team_sum(rest_low, cuda.blockDim.x, cells, slot + 3),
+        )
+
+    return sum_over
 
 
 @lru_cache
@@ -157,25 +210,6 @@ def maxima(storage, masked):
             write_cell(field(work, unit, KEPT), kept)
 
     return segment_maxima, signature(address, whole, address, whole, whole, size, size, address)
-
-
-@lru_cache
-def finer(compute):
-    """Of a row of n: what its terms are multiplied by before they are rounded, and the bits that makes."""
-    most = FINER[compute]
-
-    @jit.device
-    def factor_and_bits(n):
-        bits = most if n > LONGEST_COLUMN else 0
-        return 1 << bits, bits
-
-    return factor_and_bits
-
-
-@jit.device
-def rounded(total, bits):
-    """A sum without its last bits."""
-    return (total + (1 << bits >> 1)) >> bits
 
 
 @lru_cache
@@ -218,8 +252,7 @@ def sums(storage, masked, others, gradient=False):
         total, rest = team_sum(total, team, cells, 3), team_sum(rest, team, cells, 4)
         if thread == 0:
             unit = cuda.blockIdx.x
-            write_cell(field(work, unit, TOTAL), rounded(total, bits))
-            write_cell(field(work, unit, REST), rest)
+            write_sum(work, unit, total, rest, bits)
             write_cell(field(work, unit, MAXIMA), maxima)
 
     return segment_sums, signature(address, whole, address, whole, whole, size, size, kind, kind, address)
@@ -270,8 +303,7 @@ def terms(storage, product, last):
             total = team_sum(total, team, cells, 2)
             rest = team_sum(rest, team, cells, 3)
             if thread == 0:
-                write_cell(field(work, unit, TOTAL), rounded(total, bits))
-                write_cell(field(work, unit, REST), rest)
+                write_sum(work, unit, total, rest, bits)
         else:
             p = d * v if product else d
             up = team_maximum(largest_lane(p), team, cells, 0)

@@ -31,15 +31,27 @@ ARCHITECTURES = [(8, 0), (9, 0), (10, 0), (12, 0)]
 
 # Registers that a thread may have, by the launch that they must fit: 65536 for a block at least, and
 # for small rows few enough that a multiprocessor has a thousand threads.
-BUDGET = {"few": 64, "middle": 128, "many": 128, "segments": 168, "columns": 128, "copies": 40, "losses": 96}
+BUDGET = {
+    "few": 64,
+    "middle": 128,
+    "many": 128,
+    "segments": 168,
+    "columns": 128,
+    "copies": 40,
+    "losses": 96,
+    "resident": 64,
+}
 
 
 class Kernel:
-    """A kernel, what it is launched with, and how many 16-byte accesses it has to have (None: any)."""
+    """A kernel, what it is launched with, and how many 16-byte accesses it has to have (None: any).
 
-    def __init__(self, factory, options, regime, threads, loads=None, stores=None):
+    ``kept`` are those of shared memory, loads and stores.
+    """
+
+    def __init__(self, factory, options, regime, threads, loads=None, stores=None, kept=(0, 0)):
         self.factory, self.options, self.regime, self.threads = factory, options, regime, threads
-        self.loads, self.stores = loads, stores
+        self.loads, self.stores, self.kept = loads, stores, kept
         room = factory.__module__.split(".")[-2]
         self.name = f"{room}.{factory.__name__}-{'-'.join(map(str, options))}"
 
@@ -105,6 +117,25 @@ def kernels(storage):
         most = geometry.most_threads(vectors, storage)
         yield Kernel(logsumexp.backward, options, size, most, vectors, vectors)
     yield Kernel(logsumexp.backward_columns, (*kinds, storage), "columns", geometry.MOST_COLUMN_THREADS)
+    yield from in_shared_memory(storage)
+
+
+def in_shared_memory(storage):
+    """The kernels that keep rows in shared memory: each element is put there once and taken once a loop."""
+    most, last = geometry.RESIDENT_BOUNDS, geometry.RESIDENT_LAST_VECTORS[storage]
+    for aligned, masked in (True, False), (False, False), (False, True):
+        n = (geometry.RESIDENT_MASKED_VECTORS if masked else geometry.RESIDENT_VECTORS)[storage]
+        for room, stores, kept in (
+            (softmax, last, 2 * last),
+            (log_softmax, last, 2 * last),
+            (logsumexp, 0, last),
+        ):
+            options = storage, aligned, masked
+            yield Kernel(room.resident, options, "resident", most, n, stores, (kept, n))
+    n = 2 * geometry.RESIDENT_PAIR_VECTORS[storage]
+    for (room, taken), aligned in itertools.product(((softmax, 4), (log_softmax, 3)), (True, False)):
+        options = storage, aligned
+        yield Kernel(room.backward_resident, options, "resident", most, n, last, (taken * last, n))
 
 
 def losses(storage):
@@ -321,8 +352,12 @@ def test_kernel(kernel, cc, tmp_path, record_property):
     assert ".extern .func" not in ptx
     wide_loads = len(re.findall(r"ld\.global\S*\.v[24]\.b(?:32|64)", ptx))
     wide_stores = len(re.findall(r"st\.global\S*\.v[24]\.b(?:32|64)", ptx))
+    kept = [len(re.findall(rf"{word}\.shared\S*\.v[24]\.[bfu](?:32|64)", ptx)) for word in ("ld", "st")]
+    if kernel.regime == "resident" and cc >= (10, 0):  # some last loops are unrolled
+        wide_stores, kept[0] = min(wide_stores, kernel.stores), min(kept[0], kernel.kept[0])
     if kernel.loads is not None:
         assert (wide_loads, wide_stores) == (kernel.loads, kernel.stores)
+    assert tuple(kept) == kernel.kept
     registers, stack, spilled = assembled(ptx, cc, tmp_path)
     record_property("registers", registers)
     print(f"{kernel.name} sm_{cc[0]}{cc[1]}: {registers} registers")

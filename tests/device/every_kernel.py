@@ -13,7 +13,7 @@ import numpy as np
 from numba import cuda
 
 import numbasoft
-from numbasoft.cuda import geometry
+from numbasoft.cuda import calls, geometry
 from numbasoft.cuda.arrays import NAME, bfloat16
 
 ROWS = 3
@@ -33,6 +33,14 @@ def widths(storage, **held):
                 found.setdefault((how.vectors, aligned, how.team > geometry.WARP), width)
     segments = longest + 1, longest + geometry.segment_length(storage) + lanes
     return sorted({*found.values(), *segments})
+
+
+def call_those_in_shared_memory(storage):
+    """Rows just too long for registers, aligned and not, and so many that they fill the device."""
+    longest = geometry.MOST_THREADS * max(geometry.VECTORS[storage]) * geometry.lanes(storage)
+    for n in longest + 1, longest + geometry.lanes(storage):
+        x = zeros((calls.room_of(cuda.get_current_device().id).multiprocessors, n), storage)
+        forward_and_backward(x, cuda.to_device(np.arange(n) % 3 > 0), -1)
 
 
 def lengths(storage):
@@ -124,6 +132,7 @@ def call_every_kernel(storage):
     for n in sorted({*widths(storage), *widths(storage, in_pairs=True)}):
         mask = cuda.to_device(np.arange(ROWS * n).reshape(ROWS, n) % 3 > 0)
         forward_and_backward(zeros((ROWS, n), storage), mask, -1)
+    call_those_in_shared_memory(storage)
     for n in lengths(storage):
         of_two_classes(zeros(n, storage))
     for n in sorted({*widths(storage, in_pairs=True), *widths(storage, heavy=True)}):

@@ -71,6 +71,34 @@ def test_a_kernel_gets_what_its_signature_says():
     driver.keep(0)
 
 
+def test_rows_that_stay_in_shared_memory():
+    room, before = device_calls.room_of(LAST), driver.allowances
+    assert room == geometry.Room(132, 227 << 10, 113 << 10)
+    driver.keep(11)
+    for n in 20_000, 20_000, 24_000, 50_000:  # two blocks on a multiprocessor, or one
+        x, y = there((140, n)), there((140, n))
+        assert launches(lambda x=x, y=y: numbasoft.softmax(x, out=y)) == 1
+        how = geometry.resident_launch(n, "f4", True, room)
+        given = driver.parameters
+        assert [given[i] for i in (0, 1, 9, 10)] == [address(x), 4 * n, address(y), 4 * n]
+        assert [given[i] & 0xFFFFFFFF for i in (5, 6)] == [n, how.slots]
+        assert (driver.grid, driver.block, driver.shared) == (140, how.threads, how.shared)
+        assert how.threads == (512 if n < 50_000 else 1024) and how.shared == 4 * n
+    driver.keep(0)
+    # the kernel has 32 bytes of its own, says the driver; it is asked once
+    assert (driver.allowances - before, driver.allowed) == (1, (227 << 10) - 32)
+    numbasoft.softmax_backward(y, y, out=x)  # twice 200,000 bytes
+    small = there((140, 24_064), "f2")  # 47 KiB, which with the kernel's own are more than 48
+    numbasoft.softmax(small, out=small)
+    assert (driver.allowances - before, driver.shared) == (2, 48_128)
+    few, many = there((131, 20_000)), there((132, 20_000))
+    assert launches(lambda: numbasoft.softmax(few, out=few)) == 3
+    assert launches(lambda: numbasoft.softmax(many, out=many)) == 1
+    assert launches(lambda: numbasoft.softmax_backward(many, many, out=many)) == 1
+    assert launches(lambda: numbasoft.softmax_backward(y, y, out=x)) == 3
+    assert driver.allowances - before == 3
+
+
 def test_a_draw_gets_its_key():
     x = there((8, 1000))
     numbasoft.sample(x, rng=0)

@@ -271,6 +271,10 @@ def one_thread_a_segment(monkeypatch):
 
 
 def test_very_long_rows_of_terms_below_the_unit(one_thread_a_segment):
+    check_terms_below_the_unit()
+
+
+def check_terms_below_the_unit():
     # so many halves of a unit were several ULP: all are rounded in one direction
     n, dtype = 10_000_000, np.float32
     x = np.full((1, n), np.log(2.0**-45), dtype)

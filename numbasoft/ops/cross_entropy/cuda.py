@@ -62,17 +62,15 @@ from ...cuda.split import (
     FIELDS,
     MAXIMA,
     MAXIMUM,
-    REST,
     SECOND,
-    TOTAL,
     count_over,
     field,
     finer,
     maximum_of,
-    rounded,
     row_of,
     second_of,
-    sum_over,
+    summed_over,
+    write_sum,
 )
 from ...cuda.team import (
     CELLS,
@@ -777,8 +775,7 @@ def segment_shares(storage, target, gradient, last):
         first = team_sum(total[0], cuda.blockDim.x, cells, slot)
         rest = team_sum(total[1], cuda.blockDim.x, cells, slot + 1)
         if cuda.threadIdx.x == 0:
-            write_cell(field(fields, unit, TOTAL), rounded(first, bits))
-            write_cell(field(fields, unit, REST), rest)
+            write_sum(fields, unit, first, rest, bits)
 
     @jit.device
     def plus_sum(total, v, most, factor):
@@ -873,7 +870,7 @@ def combine(storage, target, gradient, loss_storage):
     result_of = results(storage, gradient)
     _, _, positive_total, loss_of = losses_of(storage, target, gradient)
     _, numbers_of, _ = gradients(storage, target)
-    class_of = classes_of(storage, target, gradient)
+    class_of, sum_over = classes_of(storage, target, gradient), summed_over(a.compute)
     has_class, is_shared = target in OF_CLASSES, target != CLASS
     read, write = reader(a.compute, a.compute), writer(loss_storage)
     itemsize, loss_size, regions = ITEMSIZE[storage], ITEMSIZE[loss_storage], REGIONS[target]

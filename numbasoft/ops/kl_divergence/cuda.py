@@ -42,17 +42,15 @@ from ...cuda.split import (
     KEPT,
     MAXIMA,
     MAXIMUM,
-    REST,
     SECOND,
-    TOTAL,
     count_over,
     field,
     finer,
     maximum_of,
-    rounded,
     row_of,
     second_of,
-    sum_over,
+    summed_over,
+    write_sum,
 )
 from ...cuda.team import (
     CELLS,
@@ -364,7 +362,8 @@ def forward_columns(storage, of_result):
 @lru_cache
 def row_sums(storage):
     """What is known of a long row when the sums of its segments are (see numbasoft.cuda.split)."""
-    row_sum, row_log = ratios(storage).row_sum, ratios(storage).row_log
+    f = ratios(storage)
+    row_sum, row_log, sum_over = f.row_sum, f.row_log, summed_over(f.compute)
 
     @jit.device
     def sums_of(work, row, segments, cells, slot, high, low):
@@ -441,8 +440,7 @@ def terms(storage, last):
         if last:
             total, rest = team_sum(total, team, cells, 1), team_sum(rest, team, cells, 2)
             if thread == 0:
-                write_cell(field(work, unit, TOTAL), rounded(total, bits))
-                write_cell(field(work, unit, REST), rest)
+                write_sum(work, unit, total, rest, bits)
                 write_cell(field(work, unit, SUM), bits_of(s_x[0]))
                 write_cell(field(work, unit, SUM_LOST), bits_of(s_x[1]))
                 write_cell(field(work, unit, INVERSE), bits_of(1.0 / s_x[0]))
@@ -460,7 +458,7 @@ def terms(storage, last):
 def combine(storage, of_result):
     """The divergence of long rows, a block for each, from the sums of their segments."""
     f = ratios(storage)
-    result_of = f.result_of
+    result_of, sum_over = f.result_of, summed_over(f.compute)
     write = writer(of_result)
     kind = number_type(f.compute)
 
@@ -633,7 +631,7 @@ def backward_columns(storage, of_grad):
 def backward_segments(storage, of_grad):
     """Gradients of a segment of two long rows (see numbasoft.cuda.split)."""
     f = ratios(storage)
-    shift_of, exponential = f.shift_of, f.exponential
+    shift_of, exponential, sum_over = f.shift_of, f.exponential, summed_over(f.compute)
     share_of, split_gradient, gradient = f.share_of, f.split_gradient, f.gradient
     load = loader(storage, f.compute, PIECE_VECTORS[storage], False, -INFINITY)
     store = storer(storage, f.compute, PIECE_VECTORS[storage], False)

@@ -17,16 +17,25 @@ from ...cuda.backend import (
     maximum,
     number,
     power_of_two_above,
+    room,
     scatterer,
     select,
     storer,
     vector_of,
 )
 from ...cuda.elementary import arithmetic_of, parts_of
-from ...cuda.geometry import ITEMSIZE, LAST_VECTORS, SEGMENT_VECTORS, STRIDED_LANES, segment_length
+from ...cuda.geometry import (
+    ITEMSIZE,
+    LAST_VECTORS,
+    RESIDENT_LAST_VECTORS,
+    SEGMENT_VECTORS,
+    STRIDED_LANES,
+    segment_length,
+)
 from ...cuda.logs import logarithms
 from ...cuda.masked import masked_gatherer, masked_loader
 from ...cuda.operations import Backward, Forward
+from ...cuda.resident import first_loops, first_terms
 from ...cuda.signatures import address, number_type, signature, size, whole
 from ...cuda.split import (
     KEPT,
@@ -37,7 +46,7 @@ from ...cuda.split import (
     maximum_of,
     second_of,
     segment_place,
-    sum_over,
+    summed_over,
 )
 from ...cuda.team import (
     CELLS,
@@ -203,10 +212,65 @@ def forward_columns(storage, masked):
 
 
 @lru_cache
+def resident(storage, aligned, masked):
+    """Rows that fit into the shared memory of a block (see numbasoft.cuda.resident)."""
+    compute = arithmetic_of(storage).compute
+    log_of_row, logarithm = logarithms(storage)
+    in_hand = RESIDENT_LAST_VECTORS[storage]
+    first_three, recall = first_loops(storage, aligned, masked, True)
+    store = storer(storage, compute, in_hand, aligned)
+    kind = number_type(compute)
+
+    def log_softmax_resident(
+        x,  # IN   address of the first row
+        x_pitch,  # IN   bytes from row to row
+        mask,  # IN   address of the first row's mask
+        mask_pitch,  # IN   bytes from row to row, and from element to element
+        mask_step,
+        n,  # IN   elements of a row
+        slots,  # IN   vectors for which there is room
+        high,  # IN   log2(e) / T in two parts
+        low,
+        inverse,  # IN   1 / T in two parts
+        inverse_rest,
+        y,  # OUT  address of the first row
+        y_pitch,  # IN   bytes from row to row
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row, thread, team = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+        at = x + row * x_pitch
+        high, low = vector_of(high), vector_of(low)
+
+        # loops 1 to 3: the maximum, and the sum of exp of every other element after the shift
+        mask_at = mask + row * mask_pitch
+        m, second, maxima, total, kept = first_three(at, mask_at, mask_step, n, slots, high, low, cells)
+
+        # loop 4: the log of the sum
+        log = log_of_row(m, second, maxima, total, high, low)
+
+        # loop 5: every element less the maximum and the log
+        inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
+        is_empty = False
+        if masked:
+            is_empty = kept == 0
+        memory, y_at = room(), y + row * y_pitch
+        while thread < slots:
+            v = recall(memory, 0, thread, team, slots)
+            result = logarithm(v, m, inverse, inverse_rest, log, is_empty)
+            store(y_at, at, thread, team, n, True, result)
+            thread += in_hand * team
+
+    return log_softmax_resident, signature(
+        address, whole, address, whole, whole, size, size, kind, kind, kind, kind, address, whole
+    )
+
+
+@lru_cache
 def subtract(storage, masked):
     """Loops 4 and 5 for a segment of a long row (see numbasoft.cuda.split)."""
     a = arithmetic_of(storage)
     log_of_row, logarithm = logarithms(storage)
+    sum_over = summed_over(a.compute)
     held, at_once = SEGMENT_VECTORS[storage], LAST_VECTORS[storage]
     load = masked_loader(storage, at_once, False, masked)
     store = storer(storage, a.compute, at_once, False)
@@ -431,10 +495,54 @@ def backward_columns(storage):
 
 
 @lru_cache
+def backward_resident(storage, aligned):
+    """Gradients of rows that fit into the shared memory of a block (see numbasoft.cuda.resident)."""
+    compute = arithmetic_of(storage, gradient=True).compute
+    share_of_row, gradient = gradients(storage)
+    in_hand = RESIDENT_LAST_VECTORS[storage]
+    terms, recall, recall_g = first_terms(storage, False, aligned)
+    store = storer(storage, compute, in_hand, aligned)
+    kind = number_type(compute)
+
+    def log_softmax_backward_resident(
+        g,  # IN   address of the first row of the gradient with respect to log_y
+        g_pitch,  # IN   bytes from row to row
+        log_y,  # IN   address of the first row of what forward gave
+        log_y_pitch,  # IN   bytes from row to row
+        n,  # IN   elements of a row
+        slots,  # IN   vectors of each row for which there is room
+        high,  # IN   log2(e) in two parts
+        low,
+        inverse,  # IN   1 / T
+        dx,  # OUT  address of the first row: (g - exp(log_y) * sum g) / T
+        dx_pitch,  # IN   bytes from row to row
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row, thread, team = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+        at = log_y + row * log_y_pitch
+        high, low, inverse = vector_of(high), vector_of(low), vector_of(inverse)
+
+        # the largest gradients, and the sum of g over the row
+        up, down, lift, total = terms(g + row * g_pitch, at, n, slots, inverse, cells)
+        share = share_of_row(up, down, lift, total, inverse, high, low)
+
+        # every g less its share of that
+        memory, dx_at = room(), dx + row * dx_pitch
+        while thread < slots:
+            v, d = recall(memory, 0, thread, team, slots), recall_g(memory, slots, thread, team, slots)
+            store(dx_at, at, thread, team, n, True, gradient(d, v, share, inverse, high, low))
+            thread += in_hand * team
+
+    return log_softmax_backward_resident, signature(
+        address, whole, address, whole, size, size, kind, kind, kind, address, whole
+    )
+
+
+@lru_cache
 def backward_segments(storage):
     """Gradients of a segment of a long row (see numbasoft.cuda.split)."""
     a = arithmetic_of(storage, gradient=True)
-    lift_for = a.lift_for
+    lift_for, sum_over = a.lift_for, summed_over(a.compute)
     share_of_row, gradient = gradients(storage)
     held, at_once = SEGMENT_VECTORS[storage], LAST_VECTORS[storage]
     load_g = loader(storage, a.compute, at_once, False, 0.0)
@@ -480,5 +588,5 @@ def backward_segments(storage):
     )
 
 
-FORWARD = Forward(forward, forward_columns, subtract, others=True, reduced=False)
-BACKWARD = Backward(backward, backward_columns, backward_segments, product=False)
+FORWARD = Forward(forward, forward_columns, resident, subtract, others=True, reduced=False)
+BACKWARD = Backward(backward, backward_columns, backward_resident, backward_segments, product=False)

@@ -25,8 +25,9 @@ from ...cuda.geometry import ITEMSIZE, STRIDED_LANES
 from ...cuda.logs import results
 from ...cuda.masked import masked_gatherer, masked_loader
 from ...cuda.operations import Forward
+from ...cuda.resident import first_loops
 from ...cuda.signatures import address, number_type, signature, size, whole
-from ...cuda.split import MAXIMA, MAXIMUM, count_over, maximum_of, row_of, second_of, sum_over
+from ...cuda.split import MAXIMA, MAXIMUM, count_over, maximum_of, row_of, second_of, summed_over
 from ...cuda.team import (
     CELLS,
     COLUMN_CELLS,
@@ -174,11 +175,54 @@ def forward_columns(storage, masked):
 
 
 @lru_cache
+def resident(storage, aligned, masked):
+    """Rows that fit into the shared memory of a block (see numbasoft.cuda.resident)."""
+    result_of = results(storage)
+    first_three, _ = first_loops(storage, aligned, masked, True)
+    write = writer(storage)
+    kind = number_type(arithmetic_of(storage).compute)
+
+    def logsumexp_resident(
+        x,  # IN   address of the first row
+        x_pitch,  # IN   bytes from row to row
+        mask,  # IN   address of the first row's mask
+        mask_pitch,  # IN   bytes from row to row, and from element to element
+        mask_step,
+        n,  # IN   elements of a row
+        slots,  # IN   vectors for which there is room
+        high,  # IN   log2(e) / T in two parts
+        low,
+        inverse,  # IN   1 / T in two parts
+        inverse_rest,
+        lse,  # OUT  address of the first result
+        lse_pitch,  # IN   bytes from result to result
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row = cuda.blockIdx.x
+        high, low = vector_of(high), vector_of(low)
+
+        # loops 1 to 3: the maximum, and the sum of exp of every other element after the shift
+        at, mask_at = x + row * x_pitch, mask + row * mask_pitch
+        m, second, maxima, total, _ = first_three(at, mask_at, mask_step, n, slots, high, low, cells)
+
+        # loop 4: the log of the sum
+        inverse, inverse_rest = vector_of(inverse), vector_of(inverse_rest)
+        result = result_of(m, second, maxima, total, high, low, inverse, inverse_rest)
+        if cuda.threadIdx.x == 0:
+            write(lse + row * lse_pitch, result)
+
+    return logsumexp_resident, signature(
+        address, whole, address, whole, whole, size, size, kind, kind, kind, kind, address, whole
+    )
+
+
+@lru_cache
 def combine(storage):
     """Loop 4 for long rows, a block for each, from the sums of their segments (see numbasoft.cuda.split)."""
     result_of = results(storage)
     write = writer(storage)
-    kind = number_type(arithmetic_of(storage).compute)
+    compute = arithmetic_of(storage).compute
+    sum_over, kind = summed_over(compute), number_type(compute)
 
     def logsumexp_combine(
         segments,  # IN   of a row
@@ -332,5 +376,5 @@ def backward_columns(storage, reduced):
     )  # fmt: skip
 
 
-FORWARD = Forward(forward, forward_columns, combine, others=True, reduced=True)
+FORWARD = Forward(forward, forward_columns, resident, combine, others=True, reduced=True)
 BACKWARD = backward, backward_columns

@@ -13,18 +13,27 @@ from ...cuda.backend import (
     loader,
     maximum,
     number,
+    room,
     scatterer,
     select,
     storer,
     vector_of,
 )
 from ...cuda.elementary import arithmetic_of, parts_of
-from ...cuda.geometry import ITEMSIZE, LAST_VECTORS, SEGMENT_VECTORS, STRIDED_LANES, segment_length
+from ...cuda.geometry import (
+    ITEMSIZE,
+    LAST_VECTORS,
+    RESIDENT_LAST_VECTORS,
+    SEGMENT_VECTORS,
+    STRIDED_LANES,
+    segment_length,
+)
 from ...cuda.masked import masked_gatherer, masked_loader
 from ...cuda.operations import Backward, Forward
 from ...cuda.quotients import quotients
+from ...cuda.resident import first_loops, first_terms
 from ...cuda.signatures import address, number_type, signature, size, whole
-from ...cuda.split import KEPT, MAXIMUM, SECOND, count_over, maximum_of, segment_place, sum_over
+from ...cuda.split import KEPT, MAXIMUM, SECOND, count_over, maximum_of, segment_place, summed_over
 from ...cuda.team import (
     CELLS,
     COLUMN_CELLS,
@@ -165,10 +174,59 @@ def forward_columns(storage, masked):
 
 
 @lru_cache
+def resident(storage, aligned, masked):
+    """Rows that fit into the shared memory of a block (see numbasoft.cuda.resident)."""
+    a = arithmetic_of(storage)
+    shift_of, exponential = a.shift_of, a.exponential
+    factor, quotient = quotients(storage)
+    in_hand = RESIDENT_LAST_VECTORS[storage]
+    first_three, recall = first_loops(storage, aligned, masked, False)
+    store = storer(storage, a.compute, in_hand, aligned)
+    kind = number_type(a.compute)
+
+    def softmax_resident(
+        x,  # IN   address of the first row
+        x_pitch,  # IN   bytes from row to row
+        mask,  # IN   address of the first row's mask
+        mask_pitch,  # IN   bytes from row to row, and from element to element
+        mask_step,
+        n,  # IN   elements of a row
+        slots,  # IN   vectors for which there is room
+        high,  # IN   log2(e) / T in two parts
+        low,
+        y,  # OUT  address of the first row
+        y_pitch,  # IN   bytes from row to row
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row, thread, team = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+        at = x + row * x_pitch
+        high, low = vector_of(high), vector_of(low)
+
+        # loops 1 to 3: the maximum, and the sum of exp of every element after the shift
+        mask_at = mask + row * mask_pitch
+        m, _, _, total, kept = first_three(at, mask_at, mask_step, n, slots, high, low, cells)
+        is_empty = False
+        if masked:
+            is_empty = kept == 0
+        r, shift = factor(m, total), shift_of(m, high, low)
+
+        # loops 2 and 4: exp of every element divided by the sum
+        memory, y_at = room(), y + row * y_pitch
+        while thread < slots:
+            e = exponential(recall(memory, 0, thread, team, slots), shift, high, low)
+            store(y_at, at, thread, team, n, True, quotient(e, r, is_empty))
+            thread += in_hand * team
+
+    return softmax_resident, signature(
+        address, whole, address, whole, whole, size, size, kind, kind, address, whole
+    )
+
+
+@lru_cache
 def divide(storage, masked):
     """Loops 2 and 4 for a segment of a long row (see numbasoft.cuda.split)."""
     a = arithmetic_of(storage)
-    shift_of, exponential = a.shift_of, a.exponential
+    shift_of, exponential, sum_over = a.shift_of, a.exponential, summed_over(a.compute)
     factor, quotient = quotients(storage)
     held, at_once = SEGMENT_VECTORS[storage], LAST_VECTORS[storage]
     load = masked_loader(storage, at_once, False, masked)
@@ -374,10 +432,52 @@ def backward_columns(storage):
 
 
 @lru_cache
+def backward_resident(storage, aligned):
+    """Gradients of rows that fit into the shared memory of a block (see numbasoft.cuda.resident)."""
+    compute = arithmetic_of(storage, gradient=True).compute
+    mean, gradient = gradients(storage)
+    in_hand = RESIDENT_LAST_VECTORS[storage]
+    terms, recall, recall_g = first_terms(storage, True, aligned)
+    store = storer(storage, compute, in_hand, aligned)
+    kind = number_type(compute)
+
+    def softmax_backward_resident(
+        g,  # IN   address of the first row of the gradient with respect to y
+        g_pitch,  # IN   bytes from row to row
+        y,  # IN   address of the first row of what forward gave
+        y_pitch,  # IN   bytes from row to row
+        n,  # IN   elements of a row
+        slots,  # IN   vectors of each row for which there is room
+        inverse,  # IN   1 / T
+        dx,  # OUT  address of the first row: y * (g - sum g y) / T
+        dx_pitch,  # IN   bytes from row to row
+    ):
+        cells = cuda.shared.array(CELLS, types.int64)
+        row, thread, team = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+        at = y + row * y_pitch
+        inverse = vector_of(inverse)
+
+        # the largest terms, and the sum of g y over the row
+        up, down, lift, total = terms(g + row * g_pitch, at, n, slots, inverse, cells)
+        of_row = mean(up, down, lift, total)
+
+        # every g less that, times y
+        memory, dx_at = room(), dx + row * dx_pitch
+        while thread < slots:
+            v, d = recall(memory, 0, thread, team, slots), recall_g(memory, slots, thread, team, slots)
+            store(dx_at, at, thread, team, n, True, gradient(d, v, of_row, lift, inverse))
+            thread += in_hand * team
+
+    return softmax_backward_resident, signature(
+        address, whole, address, whole, size, size, kind, address, whole
+    )
+
+
+@lru_cache
 def backward_segments(storage):
     """Gradients of a segment of a long row (see numbasoft.cuda.split)."""
     a = arithmetic_of(storage, gradient=True)
-    lift_for = a.lift_for
+    lift_for, sum_over = a.lift_for, summed_over(a.compute)
     mean, gradient = gradients(storage)
     held, at_once = SEGMENT_VECTORS[storage], LAST_VECTORS[storage]
     load = loader(storage, a.compute, at_once, False, 0.0)
@@ -418,5 +518,5 @@ def backward_segments(storage):
     )
 
 
-FORWARD = Forward(forward, forward_columns, divide, others=False, reduced=False)
-BACKWARD = Backward(backward, backward_columns, backward_segments, product=True)
+FORWARD = Forward(forward, forward_columns, resident, divide, others=False, reduced=False)
+BACKWARD = Backward(backward, backward_columns, backward_resident, backward_segments, product=True)
