@@ -133,7 +133,7 @@ def test_every_width(name, dtype, n, rng):
 
 
 @pytest.mark.parametrize(
-    "family", ["wide", "offset", "confident", "tied", "tiny", "underflow", "ramp", "floor"]
+    "family", ["wide", "offset", "confident", "tied", "repeated", "tiny", "underflow", "ramp", "floor"]
 )
 @by_dtype
 @by_name

@@ -176,8 +176,8 @@ def softmax(kind):
     As `numbasoft.softmax`: a row with NaN or +inf, or with nothing but -inf, is NaN.
     """
     a = arithmetic(checked(kind))
-    shift_of, exponential, sum_of, pair_of, reciprocal = (
-        a.shift_of, a.exponential, a.sum_of, a.pair_of, a.reciprocal
+    shift_of, exponential_and_rest, exact_sum_of, pair_of, reciprocal = (
+        a.shift_of, a.exponential_and_rest, a.exact_sum_of, a.pair_of, a.reciprocal
     )  # fmt: skip
     units, _ = sums(kind)
 
@@ -185,8 +185,8 @@ def softmax(kind):
     def softmax_of_row(v, team, cells):
         high, low = units(v)
         m = team_maximum(largest_lane(v), team, cells, 0)
-        e = exponential(v, shift_of(m, high, low), high, low)
-        total, rest = sum_of(e)
+        e, lost = exponential_and_rest(v, shift_of(m, high, low), high, low)
+        total, rest = exact_sum_of(e, lost)
         total = parts_of(team_sum(total, team, cells, 1), team_sum(rest, team, cells, 2))
         s, lost = pair_of(m, total)
         r, r_rest = reciprocal(s, lost)

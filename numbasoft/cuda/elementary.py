@@ -34,6 +34,7 @@ from .backend import (
     fma,
     integer_as,
     integer_sum,
+    integer_sum_of_rests,
     maximum,
     minus,
     number,
@@ -124,24 +125,40 @@ def carried(high, low, rest_high, rest_low):
 
 
 @jit.device
-def polynomial_32(r):
+def tail_32(r):
+    """C2 + r * (C3 + ...)."""
     q = fma(r, C6, C5)
     q = fma(q, r, C4)
     q = fma(q, r, C3)
-    q = fma(q, r, C2)
-    return fma(q, r, C1)
+    return fma(q, r, C2)
+
+
+@jit.device
+def polynomial_32(r):
+    return fma(tail_32(r), r, C1)
+
+
+@jit.device
+def powers_64(s):
+    """D3 + s * (D5 + ...) and D2 + s * (D4 + ...): half as long a chain of operations that wait for each other."""
+    odd, even = fma(s, D11, D9), fma(s, D10, D8)
+    odd, even = fma(odd, s, D7), fma(even, s, D6)
+    odd, even = fma(odd, s, D5), fma(even, s, D4)
+    return fma(odd, s, D3), fma(even, s, D2)
+
+
+@jit.device
+def tail_64(r):
+    """D2 + r * (D3 + ...)."""
+    odd, even = powers_64(r * r)
+    return fma(odd, r, even)
 
 
 @jit.device
 def polynomial_64(r):
-    # even and odd powers apart: half as long a chain of operations that wait for each other
     s = r * r
-    odd, even = fma(s, D11, D9), fma(s, D10, D8)
-    odd, even = fma(odd, s, D7), fma(even, s, D6)
-    odd, even = fma(odd, s, D5), fma(even, s, D4)
-    odd, even = fma(odd, s, D3), fma(even, s, D2)
-    odd = fma(odd, s, D1)
-    return fma(even, r, odd)
+    odd, even = powers_64(s)
+    return fma(even, r, fma(odd, s, D1))
 
 
 def polynomial_of(series):
@@ -165,7 +182,7 @@ def arithmetic(kind):
     k = SimpleNamespace(**KINDS[kind])
     offset, fraction_magic, unit, huge = k.offset, k.fraction, k.unit, k.huge
     magic = k.magic + k.bias + offset
-    largest = 2.0**offset
+    largest, is_wide = 2.0**offset, kind == "f8"
     lowest_power = offset + k.bias - 3.0
     tiny, lift = k.tiny, k.lift
     wide_magic, widest_power = k.magic + 2.0 * k.bias, 2.0 * k.bias - 4.0
@@ -174,7 +191,7 @@ def arithmetic(kind):
     log_2, log_2_rest = k.log_2
     log2_e, log2_e_rest = elementary.scale(1.0, kind == "f8")
     to_unit, from_unit = unit / largest, 1.0 / unit
-    polynomial = polynomial_64 if kind == "f8" else polynomial_32
+    polynomial, tail, slope = (polynomial_64, tail_64, D1) if kind == "f8" else (polynomial_32, tail_32, C1)
     series = tuple(2.0 / (2 * i + 3) for i in range(k.terms))
     low_unit = 2.0**-47 if kind == "f8" else 0.0
 
@@ -254,6 +271,44 @@ def arithmetic(kind):
         t = fma(d, high, fraction) + magic
         r = fma(d, high, (magic - t) + fraction) + fma(d, low, rest)
         return times_power(fma(polynomial(r), r, 1.0), t)
+
+    @jit.device
+    def exponential_and_rest(x, shift, high, low):
+        """As ``exponential``, with an error below 0.7 ULP, and what its last rounding lost.
+
+        Where many elements are equal, those losses are, and their sum may be as large as that.
+        """
+        centre, fraction, rest, lowest = shift
+        d = maximum(lowest, x - centre)
+        t = fma(d, high, fraction) + magic
+        r = fma(d, high, (magic - t) + fraction) + fma(d, low, rest)
+        # the first term apart: what its product and its sum with 1 lose is known
+        first = fma(r, slope, 1.0)
+        others = fma(tail(r) * r, r, fma(r, slope, 1.0 - first))
+        e = first + others
+        return times_power(e, t), times_power((first - e) + others, t)
+
+    @jit.device
+    def exact_sum_of(e, rest):
+        """As ``sum_of``, of exponentials and what their roundings lost."""
+        # the rests first: their registers are then free for integers
+        more = integer_sum_of_rests(rest * to_unit)
+        total, low = integer_sum(e * to_unit)
+        if is_wide:
+            low += more
+        else:
+            total += more
+        return total, low
+
+    @jit.device
+    def short_exponential_and_rest(x, shift, high, low):
+        e = short_exponential(x, shift, high, low)
+        return e, e
+
+    @jit.device
+    def short_sum_of(e, rest):
+        """As ``exact_sum_of``, where what is lost does not matter."""
+        return integer_sum(e * to_unit)
 
     @jit.device
     def plain_shift(m, high, low):
@@ -371,10 +426,11 @@ def arithmetic(kind):
 
     if kind == "h4":
         shift_of, exponential = plain_shift, short_exponential
+        exponential_and_rest, exact_sum_of = short_exponential_and_rest, short_sum_of
     return SimpleNamespace(
         compute="f8" if kind == "f8" else "f4", largest=largest, log2_e=(log2_e, log2_e_rest), shift_of=shift_of, shift_of_lse=shift_of_lse, exponential=exponential,
         factor_and_power=factor_and_power, wide_shift=wide_shift, wide_exponential=wide_exponential,
-        sum_of=sum_of, pair_of=pair_of, reciprocal=reciprocal, log1p_of=log1p_of, log_of_sum=log_of_sum,
+        exponential_and_rest=exponential_and_rest, exact_sum_of=exact_sum_of, sum_of=sum_of, pair_of=pair_of, reciprocal=reciprocal, log1p_of=log1p_of, log_of_sum=log_of_sum,
         lift_for=lift_for, unlift_for=unlift_for, top_of=top_of, signed_sum_of=signed_sum_of, finer_sum_of=finer_sum_of, finer_sum_below=finer_sum_below, sum_below=sum_below,
         tiny=tiny, lift=lift, smallest=k.smallest, epsilon=k.epsilon, log_of_quotient=log_of_quotient, log_near=log_near, log_of=log_of,
     )  # fmt: skip

@@ -429,6 +429,28 @@ def integer_sum(typingctx, v):
 
 
 @intrinsic
+def integer_sum_of_rests(typingctx, v):
+    """What ``integer_sum`` gives of numbers so small that one of its sums is 0: the other.
+
+    float32 elements are below 2**24, float64 elements below 2**-4, and a thread has at most 64.
+    """
+    if not isinstance(v, Vector):
+        return None
+
+    def lower(context, builder, sig, args):
+        values = lanes_of(builder, args[0])
+        if v.element == types.float32:
+            parts = [call(builder, "llvm.nvvm.f2i.rn", I32, x) for x in values]
+            return builder.sext(in_pairs(parts, builder.add), I64)
+        magic, unit = ir.Constant(DOUBLE, MAGIC_64), ir.Constant(DOUBLE, 2.0**LOW_BITS)
+        bits = builder.bitcast(magic, I64)
+        rounded = [call(builder, "llvm.fma.f64", DOUBLE, x, unit, magic) for x in values]
+        return in_pairs([builder.sub(builder.bitcast(x, I64), bits) for x in rounded], builder.add)
+
+    return types.int64(v), lower
+
+
+@intrinsic
 def integer_as(typingctx, like, value):
     """An int64 as a vector of one lane of the element type of ``like``, rounded to nearest."""
     if not isinstance(like, Vector) or value != types.int64:

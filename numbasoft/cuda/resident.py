@@ -31,7 +31,7 @@ from .geometry import (
     RESIDENT_VECTORS,
 )
 from .masked import masked_loader
-from .split import finer, in_units, settled
+from .split import finer, in_units, settled, terms_summed
 from .team import team_maximum, team_sum
 
 INFINITY = float("inf")
@@ -41,7 +41,7 @@ INFINITY = float("inf")
 def first_loops(storage, aligned, masked, others):
     """Loops 1 to 3 of a row, and the function that takes a thread's elements again after them."""
     a = arithmetic_of(storage)
-    shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
+    shift_of, sum_of_terms = a.shift_of, terms_summed(a, others)
     finer_of, settle = finer(a.compute), settled(a.compute)
     at_once = (RESIDENT_MASKED_VECTORS if masked else RESIDENT_VECTORS)[storage]
     in_hand = RESIDENT_LAST_VECTORS[storage]
@@ -87,7 +87,7 @@ def first_loops(storage, aligned, masked, others):
             if others:
                 maxima += count(v == m)
                 v = select(v < m, v, -INFINITY)
-            part = sum_of(exponential(v, shift, high, low) * factor)
+            part = sum_of_terms(v, shift, high, low, factor)
             total += part[0]
             rest += part[1]
             i += in_hand * team

@@ -152,6 +152,12 @@ def integer_sum(v):
     return high.astype(np.int64).sum(), np.rint((v - high) * 2.0**47).astype(np.int64).sum()
 
 
+def integer_sum_of_rests(v):
+    if v.dtype == np.float32:
+        return np.rint(v).astype(np.int64).sum()
+    return np.rint(v * 2.0**47).astype(np.int64).sum()
+
+
 def integer_as(like, value):
     return np.array([value]).astype(like.dtype)
 

@@ -115,6 +115,23 @@ def finer(compute):
     return factor_and_bits
 
 
+def terms_summed(arithmetic, rounded):
+    """The function that adds up the exponentials of a thread's elements, ``rounded`` or as exact as softmax's."""
+    exponential, sum_of = arithmetic.exponential, arithmetic.sum_of
+    exponential_and_rest, exact_sum_of = arithmetic.exponential_and_rest, arithmetic.exact_sum_of
+
+    @jit.device
+    def sum_of_rounded(v, shift, high, low, factor):
+        return sum_of(exponential(v, shift, high, low) * factor)
+
+    @jit.device
+    def sum_of_exact(v, shift, high, low, factor):
+        e, lost = exponential_and_rest(v, shift, high, low)
+        return exact_sum_of(e * factor, lost * factor)
+
+    return sum_of_rounded if rounded else sum_of_exact
+
+
 @jit.device
 def in_units(total, rest, bits):
     """A part of a sum in finer units in those of all sums, and what that leaves beside what else is left."""
@@ -216,7 +233,7 @@ def maxima(storage, masked):
 def sums(storage, masked, others, gradient=False):
     """Loops 2 and 3: the sum of exp of every element after the shift, or of all but the maxima."""
     a = arithmetic_of(storage, gradient)
-    shift_of, exponential, sum_of, finer_of = a.shift_of, a.exponential, a.sum_of, finer(a.compute)
+    shift_of, sum_of_terms, finer_of = a.shift_of, terms_summed(a, others or gradient), finer(a.compute)
     load = masked_loader(storage, SEGMENT_VECTORS[storage], False, masked)
     length, itemsize = segment_length(storage), ITEMSIZE[storage]
     kind = number_type(a.compute)
@@ -248,7 +265,7 @@ def sums(storage, masked, others, gradient=False):
             second = second_of(m, work, row, segments, cells, 1)
             m = select(second > -INFINITY, second, m)
         factor, bits = finer_of(n)
-        total, rest = sum_of(exponential(v, shift_of(m, high, low), high, low) * factor)
+        total, rest = sum_of_terms(v, shift_of(m, high, low), high, low, factor)
         total, rest = team_sum(total, team, cells, 3), team_sum(rest, team, cells, 4)
         if thread == 0:
             unit = cuda.blockIdx.x

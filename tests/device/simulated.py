@@ -49,6 +49,7 @@ from numbasoft.cuda import (
     team,
 )
 from numbasoft.cuda.elementary import arithmetic
+from numbasoft.cuda.quotients import quotients
 
 nan, inf = np.nan, np.inf
 pytestmark = pytest.mark.filterwarnings(
@@ -175,6 +176,23 @@ def test_exponential(kind):
             root, other = a.wide_exponential.fn(x, shift, high, low)
             e = root.astype(np.longdouble) * other * np.longdouble(2) ** -power
             assert (abs(e - exact) / unit).max() < 1.2
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8"])
+def test_sums_of_terms_that_are_rounded_alike(kind):
+    """As in test_accuracy: where most terms are equal a sum would miss what rounding them lost."""
+    dtype = np.float32 if kind == "f4" else np.float64
+    a, rng = arithmetic(kind), np.random.default_rng(3)
+    factor, quotient = quotients(kind)
+    high, low = (np.array([v], dtype) for v in numbasoft.elementary.scale(1.0, kind == "f8"))
+    for x in sample("repeated", rng, 100, 2048, np.dtype(dtype).name):
+        m = x.max(keepdims=True)
+        e, lost = a.exponential_and_rest.fn(x, a.shift_of.fn(m, high, low), high, low)
+        total = numbasoft.cuda.elementary.parts_of.fn(*a.exact_sum_of.fn(e, lost))
+        y = quotient.fn(e, factor.fn(m, total), False)
+        exact = np.exp(x.astype(np.longdouble) - m)
+        exact /= exact.sum()
+        assert (abs(y - exact) / np.spacing(exact.astype(dtype))).max() <= 2
 
 
 @pytest.mark.parametrize("kind", ["f4", "f8"])

@@ -26,6 +26,7 @@ from ...cuda.geometry import (
     RESIDENT_LAST_VECTORS,
     SEGMENT_VECTORS,
     STRIDED_LANES,
+    fills_block,
     segment_length,
 )
 from ...cuda.masked import masked_gatherer, masked_loader
@@ -37,6 +38,7 @@ from ...cuda.split import KEPT, MAXIMUM, SECOND, count_over, maximum_of, segment
 from ...cuda.team import (
     CELLS,
     COLUMN_CELLS,
+    block_place,
     column_maximum,
     column_of,
     column_sum,
@@ -52,11 +54,12 @@ INFINITY, NAN = float("inf"), float("nan")
 def forward(storage, vectors, aligned, masked):
     """Rows that fit into the registers of a team."""
     a = arithmetic_of(storage)
-    shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
+    shift_of, exponential_and_rest, exact_sum_of = a.shift_of, a.exponential_and_rest, a.exact_sum_of
     factor, quotient = quotients(storage)
     load = masked_loader(storage, vectors, aligned, masked)
     store = storer(storage, a.compute, vectors, aligned)
     kind = number_type(a.compute)
+    place_of = block_place if fills_block(vectors, storage, masked) else row_place
 
     def softmax_forward(
         x,  # IN   address of the first row
@@ -73,7 +76,7 @@ def forward(storage, vectors, aligned, masked):
         y_pitch,  # IN   bytes from row to row
     ):
         cells = cuda.shared.array(CELLS, types.int64)
-        row, thread, on = row_place(rows, team)
+        row, thread, on = place_of(rows, team)
         at = x + row * x_pitch
         high, low = vector_of(high), vector_of(low)
         v, kept = load(at, mask + row * mask_pitch, mask_step, thread, team, n)
@@ -85,10 +88,10 @@ def forward(storage, vectors, aligned, masked):
         m = team_maximum(largest_lane(v), team, cells, 0)
 
         # loop 2: exp of every element after the shift
-        e = exponential(v, shift_of(m, high, low), high, low)
+        e, lost = exponential_and_rest(v, shift_of(m, high, low), high, low)
 
         # loop 3: the sum over the row
-        total, rest = sum_of(e)
+        total, rest = exact_sum_of(e, lost)
         total, rest = team_sum(total, team, cells, 1), team_sum(rest, team, cells, 2)
 
         # loop 4: every element divided by the sum
@@ -104,7 +107,7 @@ def forward(storage, vectors, aligned, masked):
 def forward_columns(storage, masked):
     """Rows that lie along another axis: 32 of them side by side, read three times."""
     a = arithmetic_of(storage)
-    shift_of, exponential, sum_of = a.shift_of, a.exponential, a.sum_of
+    shift_of, exponential_and_rest, exact_sum_of = a.shift_of, a.exponential_and_rest, a.exact_sum_of
     factor, quotient = quotients(storage)
     gather, scatter = masked_gatherer(storage, masked), scatterer(storage)
     kind = number_type(a.compute)
@@ -153,7 +156,8 @@ def forward_columns(storage, masked):
         j = start
         while j < n:
             v, _ = gather(at, x_step, mask_at, mask_step, j, share, n)
-            part = sum_of(exponential(v, shift, high, low))
+            e, lost = exponential_and_rest(v, shift, high, low)
+            part = exact_sum_of(e, lost)
             total += part[0]
             rest += part[1]
             j += share * STRIDED_LANES
@@ -163,7 +167,7 @@ def forward_columns(storage, masked):
         j = start
         while j < n:
             v, _ = gather(at, x_step, mask_at, mask_step, j, share, n)
-            e = exponential(v, shift, high, low)
+            e, _ = exponential_and_rest(v, shift, high, low)
             scatter(y_at, y_step, j, share, n, on, quotient(e, r, is_empty))
             j += share * STRIDED_LANES
 
@@ -177,7 +181,7 @@ def forward_columns(storage, masked):
 def resident(storage, aligned, masked):
     """Rows that fit into the shared memory of a block (see numbasoft.cuda.resident)."""
     a = arithmetic_of(storage)
-    shift_of, exponential = a.shift_of, a.exponential
+    shift_of, exponential_and_rest = a.shift_of, a.exponential_and_rest
     factor, quotient = quotients(storage)
     in_hand = RESIDENT_LAST_VECTORS[storage]
     first_three, recall = first_loops(storage, aligned, masked, False)
@@ -213,7 +217,7 @@ def resident(storage, aligned, masked):
         # loops 2 and 4: exp of every element divided by the sum
         memory, y_at = room(), y + row * y_pitch
         while thread < slots:
-            e = exponential(recall(memory, 0, thread, team, slots), shift, high, low)
+            e, _ = exponential_and_rest(recall(memory, 0, thread, team, slots), shift, high, low)
             store(y_at, at, thread, team, n, True, quotient(e, r, is_empty))
             thread += in_hand * team
 
@@ -226,7 +230,7 @@ def resident(storage, aligned, masked):
 def divide(storage, masked):
     """Loops 2 and 4 for a segment of a long row (see numbasoft.cuda.split)."""
     a = arithmetic_of(storage)
-    shift_of, exponential, sum_over = a.shift_of, a.exponential, summed_over(a.compute)
+    shift_of, exponential_and_rest, sum_over = a.shift_of, a.exponential_and_rest, summed_over(a.compute)
     factor, quotient = quotients(storage)
     held, at_once = SEGMENT_VECTORS[storage], LAST_VECTORS[storage]
     load = masked_loader(storage, at_once, False, masked)
@@ -263,7 +267,7 @@ def divide(storage, masked):
         mask_at, y_at = mask + row * mask_pitch + begin * mask_step, y + row * y_pitch + begin * itemsize
         while thread < held * team:
             v, _ = load(at, mask_at, mask_step, thread, team, inside)
-            e = exponential(v, shift, high, low)
+            e, _ = exponential_and_rest(v, shift, high, low)
             store(y_at, at, thread, team, inside, True, quotient(e, r, is_empty))
             thread += at_once * team
 
