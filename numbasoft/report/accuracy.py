@@ -48,6 +48,7 @@ def families(dtype: np.dtype, *, quick: bool = False) -> Iterator[tuple[str, np.
     confident[np.arange(rows), rng.integers(0, columns, rows)] = np.linspace(10, 60, rows).astype(dtype)
     yield "confident", confident
     yield "tied", rng.integers(0, 3, (rows, columns)).astype(dtype)
+    yield "rectified", np.maximum(normal(-1, 1), 0)
     yield "tiny", normal(0, 1e-6)
     yield "huge", normal(0, largest / 64)
     if not quick:

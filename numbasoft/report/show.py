@@ -65,7 +65,7 @@ def accuracy(result: dict, *, markdown: bool = False) -> str:
     parts = [
         "Largest error in ULP over all elements, against decimal or extended precision; temperatures 1 and 0.7. "
         "Rows by their logits: N(0, 3), normal with that mean and deviation; confident, one of them 10 to 60, the others "
-        "N(0, 1); tied, three values only; tiny, N(0, 1e-6); huge, a deviation of 1/64 of the dtype's largest number.",
+        "N(0, 1); tied, three values only; rectified, 0 where N(-1, 1) is negative; tiny, N(0, 1e-6); huge, a deviation of 1/64 of the dtype's largest number.",
         table(
             ["function", "dtype", *families, "bound", "kept"],
             [
