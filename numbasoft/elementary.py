@@ -187,7 +187,8 @@ def parts_32(x, shift, high, low, c):
     """Three numbers whose fma is the exponential; their product is at most a 22nd of it."""
     centre, magic, rest, lowest, _ = shift
     d = maximum(lowest, x - centre)
-    t = fma(d, high, magic)
+    # the rest counts here too: r and with it the product would be twice as large, and so what their sum loses
+    t = fma(d, high, rest) + magic
     r = fma(d, high, magic - t) + fma(d, low, rest)
     q = fma(r, c[3], c[2])
     q = fma(q, r, c[1])

@@ -141,7 +141,7 @@ def exact_for_by_type(x):
 
 
 def exact_for_logarithms(x):
-    """Not None where a logarithm would show what the sum misses: in float32 that is below half an ULP."""
+    """Not None where a logarithm needs what the sum misses: in float32 it is within 2 ULP without."""
 
 
 @overload(exact_for_logarithms, **INLINE)

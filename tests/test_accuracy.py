@@ -273,6 +273,29 @@ def test_sums_of_terms_that_are_rounded_alike(dtype):
             assert (abs(function(x) - expected) / unit).max() <= 2
 
 
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="longdouble is no wider than float64 here")
+@pytest.mark.parametrize(
+    ("n", "most", "top", "one", "temperature"),
+    [
+        (863, -1.1591711044311523, 0.0433, -7.5778632164001465, 1.0),
+        (54775, -1.1591711044311523, 0.0433, -7.5778632164001465, 1.0),
+        (27514, -3.491225004196167, 0.1299, -12.338324546813965, 3.0),
+        (24546, -5.2822065353393555, -0.0433, -9.031256675720215, 1.0),
+    ],
+)
+def test_an_error_of_the_sum_against_that_of_an_element(n, most, top, one, temperature):
+    """Found by search: n equal elements whose sum is as wrong as can be, and one that is so the other way.
+
+    Up to 2.24 ULP while the maximum's own fraction was left out where elements are rounded to a power of two.
+    """
+    x = np.full(n + 2, most, np.float32)
+    x[n // 2], x[n // 3] = top, one
+    wide = (x.astype(np.longdouble) - x.max()) / np.longdouble(temperature)
+    expected = np.exp(wide) / np.exp(wide).sum()
+    unit = np.spacing(expected.astype(np.float32)).astype(np.longdouble)
+    assert (abs(numbasoft.softmax(x, temperature=temperature) - expected) / unit).max() <= 2
+
+
 def compare_backward(name, arguments, axis=-1, temperature=1.0):
     with np.errstate(over="ignore"):
         got = getattr(numbasoft, name)(*arguments, axis, temperature=temperature)
