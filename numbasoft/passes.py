@@ -315,24 +315,42 @@ def logarithm(v, m, reduced, inverse, logarithms):
     return select(y == -np.inf, y, y + rest)
 
 
+def difference(v, first, second):
+    """v less a number in two parts. Where v is near the first, that subtraction is exact.
+
+    Else it rounds, which float64 cannot spare: its logarithms are not exact beyond their last place.
+    """
+
+
+@overload(difference, **INLINE)
+def difference_by_type(v, first, second):
+    return difference_64 if v.element == types.float64 else difference_32
+
+
+def difference_32(v, first, second):
+    return (v - first) - second
+
+
+def difference_64(v, first, second):
+    d, lost = two_sum(v, 0.0 - first)
+    return d + (select(lost == lost, lost, 0.0) - second)
+
+
 @inline
 def row_differences(x, at, mask, mask_at, n, subtrahend, y, y_at):
-    """Loop 5 of log_softmax where T is 1: x[j] - (m + l) for every element, m + l in two parts.
-
-    Where x[j] is near the first part, the first subtraction is exact.
-    """
+    """Loop 5 of log_softmax where T is 1: x[j] - (m + l) for every element, m + l in two parts."""
     w = lanes(x)
     last = load_kept(x, at + n - w, mask, mask_at + n - w) if n >= w else filled(x, 0.0)
     j = 0
     while j + w <= n:
         v = load_kept(x, at + j, mask, mask_at + j)
-        store(y, y_at + j, (v - subtrahend[0]) - subtrahend[1])
+        store(y, y_at + j, difference(v, subtrahend[0], subtrahend[1]))
         j += w
     if j < n and n >= w:
-        store(y, y_at + n - w, (last - subtrahend[0]) - subtrahend[1])
+        store(y, y_at + n - w, difference(last, subtrahend[0], subtrahend[1]))
     elif j < n:
         v = load_kept_part(x, at, mask, mask_at, n)
-        store_part(y, y_at, n, (v - subtrahend[0]) - subtrahend[1])
+        store_part(y, y_at, n, difference(v, subtrahend[0], subtrahend[1]))
 
 
 @inline

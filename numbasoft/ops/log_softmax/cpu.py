@@ -19,6 +19,7 @@ from ...narrow import (
     sums_of_columns,
 )
 from ...passes import (
+    difference,
     exact_for_logarithms,
     filled_if_empty,
     row_differences,
@@ -196,7 +197,7 @@ def narrow_rows(
         # loop 5: the maximum and the logarithm of the sum subtracted from every element
         one, two = load(first, 0), load(second, 0)
         for at in range(0, n * w, w):
-            store(columns, at, (load(columns, at) - one) - two)
+            store(columns, at, difference(load(columns, at), one, two))
         rows_of(columns, y, i, stop - i)
 
 
