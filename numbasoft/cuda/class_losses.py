@@ -230,10 +230,13 @@ def long_rows(
         step(split.sums, (storage, False, True, loss.gradient), units, *source, *factors[:2], work),
     ]
     if target != operations.CLASS:
-        arguments = *of_x, *of_q, own, spread, n, segments, units, shared, work
+        arguments, most = (
+            (*of_x, *of_q, own, spread, n, segments, units, shared, work),
+            geometry.loss_share_bounds(storage),
+        )
         for last in False, True:
             options = storage, target, loss.gradient, last
-            result.append(step(loss.kernels.segment_shares, options, units, *arguments))
+            result.append(step(loss.kernels.segment_shares, options, units, *arguments, most=most))
     arguments = (
         *of_x, loss.tolerance, places, own, spread, segments, units, *factors, *of_class, *unit, work, losses,
     )  # fmt: skip

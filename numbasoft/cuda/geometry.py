@@ -178,6 +178,11 @@ def loss_column_bounds(storage):
     return (LOSS_COLUMN_THREADS, 2) if storage == "f8" else LOSS_COLUMN_THREADS
 
 
+def loss_share_bounds(storage):
+    """Of a cross-entropy's kernel for what segments hold of the target."""
+    return (SEGMENT_THREADS, 2) if storage == "f8" else SEGMENT_THREADS
+
+
 def loss_combine_bounds(storage):
     """Of a cross-entropy's kernel that combines the segments of long rows."""
     # float32: told the threads alone ptxas keeps to 40 or 48 registers and spills 16 bytes on sm_100 and sm_120

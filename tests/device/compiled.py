@@ -220,8 +220,8 @@ def class_losses(storage):
         yield Kernel(cross_entropy.combine, (*kinds, storage), "segments", most, 0, 0)
         if not is_plain:
             for last in False, True:
-                options = *kinds, last
-                yield Kernel(cross_entropy.segment_shares, options, "segments", geometry.SEGMENT_THREADS)
+                options, most = (*kinds, last), geometry.loss_share_bounds(storage)
+                yield Kernel(cross_entropy.segment_shares, options, "segments", most)
         if gradient:
             loads, stores = (n, n) if is_plain else (None, None)
             options = storage, target
