@@ -241,7 +241,7 @@ def before_and_after(storage):
 
 
 # Of the kernels of a storage type every so many is compiled by default; of float32 every other.
-EVERY = {"f4": 2, "b2": 5, "f8": 8, "f2": 14}
+EVERY = {"f4": 4, "b2": 9, "f8": 12, "f2": 20}
 # Of the losses the largest kernel of every regime in float32, and in the others every so many of those.
 EVERY_LARGEST = {"f4": 1, "b2": 7, "f8": 8, "f2": 15}
 
