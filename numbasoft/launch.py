@@ -6,8 +6,8 @@ import numpy as np
 from numba import types
 
 from . import jit, split
-from .passes import SEGMENT
-from .tiles import AHEAD, TILE
+from .passes import SEGMENT, WRITE_AHEAD
+from .tiles import TILE
 from .vector.types import LANES
 
 # Below this many elements starting the threads costs more than they gain.
@@ -102,7 +102,7 @@ def workspace(blocks, n):
 
     So far apart that no thread asks for what another writes, ahead of its own: that took a quarter of the time.
     """
-    return np.empty((blocks, max(n, TILE) + AHEAD), np.float32)
+    return np.empty((blocks, max(n, TILE) + WRITE_AHEAD), np.float32)
 
 
 def computing_dtype(dtype, temperature):

@@ -25,6 +25,7 @@ from .summation import (
     sum_end,
     sum_joined,
     sum_push,
+    sum_push_stored,
     sum_start,
 )
 from .vector import (
@@ -55,6 +56,9 @@ MOST_SEGMENTS = 64
 # Loop 3 follows loop 2 after this many elements, from the first cache: with both in one loop the
 # additions wait for exponentials and keep the next ones out of the CPU's queue.
 BLOCK = 256
+
+# Lines are asked for so many elements before exponentials are written to them.
+WRITE_AHEAD = 512
 
 
 @inline
@@ -107,14 +111,13 @@ def segment_exponentials(
             prefetch(x, at + j + ahead)
             v = load_kept(x, at + j, mask, mask_at + j)
             v, part, rest = exponential_of(exact, v, shift, high, low, c, rest)
-            prefetch_to_write(e, e_at + j + ahead)
+            prefetch_to_write(e, e_at + j + WRITE_AHEAD)
             prefetch_to_write(result, result_at + j)
             store(kept, e_at + j, v)
             store(block, k, part)
             j += w
             k += w
-        for i in range(start, k, w):
-            total = sum_push(total, load(block, i))
+        total = sum_push_stored(total, block, start, k)
         total = rest_push(total, rest)
     if j < n and n >= w:
         v, part, rest = exponential_of(exact, last, shift, high, low, c, rest_start(exact, last))

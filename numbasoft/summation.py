@@ -14,7 +14,18 @@ from numba.extending import overload
 
 from .elementary import OFFSET_64, two_sum
 from .jit import INLINE
-from .vector import fma, select, splat, sum_across, sum_of_pairs, widened
+from .vector import (
+    fma,
+    lanes,
+    load,
+    operand,
+    plus,
+    select,
+    splat,
+    sum_across,
+    sum_of_pairs,
+    widened,
+)
 
 ABOVE = 2.0 ** (OFFSET_64 + 1)  # more than any exponential in float64
 
@@ -92,6 +103,35 @@ def sum_push_by_type(total, v):
 def sum_push_64(total, v):
     high = total[0] + v
     return high, total[1] + (v - (high - total[0])), total[2]
+
+
+def sum_push_stored(total, array, start, stop):
+    """Add whole vectors of exponentials from an array, as ``sum_push``."""
+
+
+@overload(sum_push_stored, **INLINE)
+def sum_push_stored_by_type(total, array, start, stop):
+    return sum_push_stored_64 if array.dtype == types.float64 else sum_push_stored_32
+
+
+def sum_push_stored_64(total, array, start, stop):
+    for i in range(start, stop, lanes(array)):
+        total = sum_push(total, load(array, i))
+    return total
+
+
+def sum_push_stored_32(total, array, start, stop):
+    # two sums: the additions of one wait for each other
+    w = lanes(array)
+    even, odd, one = total[0], splat(total[0], 0.0), operand(total[0], 1.0)
+    i = start
+    while i + w < stop:
+        even = plus(widened(load(array, i)), even, one)
+        odd = plus(widened(load(array, i + w)), odd, one)
+        i += 2 * w
+    if i < stop:
+        even = plus(widened(load(array, i)), even, one)
+    return even + odd, None
 
 
 def rest_start(exact, like):

@@ -17,8 +17,9 @@ from .vector import fma, lanes, load, maximum, narrowed, select, store, widened
 ROWS = 16
 TILE = 2048  # elements; 16 KiB of float32 in and out stay in a first cache of 32 KiB
 
-# Elements are asked for at most so far ahead of their use, and fewer where rows are longer than this.
-AHEAD = 8192
+# Elements are asked for while the tile before theirs is done, or the row before, in which there is nothing to
+# wait for but arithmetic. Rows longer than this do not stay in any cache till then.
+LONGEST_ASKED_FOR = 1 << 21
 
 # A row whose other exponentials sum to less than this part of the largest is confident: what it
 # needs is their sum by itself, as 1 + 1e-18 is 1 in every float, while log1p(1e-18) is not 0.
@@ -32,8 +33,8 @@ def rows_in_tile(n):
 
 @inline
 def prefetch_distance(n):
-    """How far ahead to ask for elements while computing exponentials: the next tile, if near."""
-    return rows_in_tile(n) * n if n < AHEAD else 1024
+    """How far ahead to ask for elements while computing exponentials: the next tile, if rows are not huge."""
+    return rows_in_tile(n) * n if n < LONGEST_ASKED_FOR else 1024
 
 
 def exponentials_in(work, y):

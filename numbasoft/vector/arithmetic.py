@@ -209,6 +209,26 @@ def operand(typingctx, like, value):
 
 
 @intrinsic
+def plus(typingctx, a, b, one):
+    """a + b, where there is an fma as a * one + b with a ``one`` that is an ``operand``.
+
+    A conversion needs the parts of the CPU that add; those that multiply are idle beside it.
+    """
+    if not isinstance(a, Vector) or not a == b == one:
+        return None
+
+    def lower(context, builder, sig, args):
+        a, b, one = args
+        if HAS_FMA:
+            return call(
+                builder, f"llvm.fma.v{a.type.count}f{sig.return_type.element.bitwidth}", a.type, [a, one, b]
+            )
+        return builder.fadd(a, b)
+
+    return a(a, b, one), lower
+
+
+@intrinsic
 def low_bits_as_exponent(typingctx, v):
     """Shift the bits of every element to where the exponent is: for exp's 2**n."""
     if not isinstance(v, Vector):
