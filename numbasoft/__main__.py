@@ -57,6 +57,12 @@ def parser() -> Parser:
     top.add_argument(
         "--threads", type=count, metavar="N", help="threads of every library (default: all cores)"
     )
+    top.add_argument(
+        "--rounds",
+        type=count,
+        metavar="N",
+        help="processes per library, in turn, the best of which counts: more on a busy machine (default: 2)",
+    )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name in FUNCTIONS:
         command = commands.add_parser(
@@ -124,7 +130,7 @@ def report(arguments) -> int:
             fail(f"--plot {arguments.plot}: its name must end in .png, .svg or .pdf")
         if not Path(arguments.plot).absolute().parent.is_dir():
             fail(f"--plot {arguments.plot}: its directory does not exist")
-    result = run.report(threads=arguments.threads, quick=arguments.quick)
+    result = run.report(threads=arguments.threads, quick=arguments.quick, rounds=arguments.rounds)
     if arguments.plot:
         show.plot(result, arguments.plot)
     if arguments.json:
