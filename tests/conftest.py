@@ -18,3 +18,18 @@ else:
 def rng(request):
     """Random numbers that depend on the test's own name only, not on the order of tests."""
     return np.random.default_rng(zlib.crc32(request.node.nodeid.rpartition("::")[2].encode()))
+
+
+@pytest.hookimpl(trylast=True)  # after tests that were not asked for have been taken out
+def pytest_collection_modifyitems(config, items):
+    """Tests that take minutes come first, some for each worker, which begins with as many tests as the others."""
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    slow = [item for item in items if item.get_closest_marker("minutes")]
+    quick = [item for item in items if not item.get_closest_marker("minutes")]
+    total, items[:] = len(items), []
+    for k in range(workers):
+        size, begin = (total - len(items)) // (workers - k), slow[k::workers]
+        rest = max(0, size - len(begin))
+        items += begin + quick[:rest]
+        del quick[:rest]
+    items += quick

@@ -394,11 +394,11 @@ needs_numba_cuda = pytest.mark.skipif(
 SIMULATED = {"NUMBA_ENABLE_CUDASIM": "1"}
 PARTS = {
     "simulated": SIMULATED,
-    "class_losses": SIMULATED,
-    "sampling": SIMULATED,
-    "fitting": SIMULATED,
     "resident": SIMULATED,
     "compiled": {},
+    "class_losses": SIMULATED,
+    "fitting": SIMULATED,
+    "sampling": SIMULATED,
 }
 
 
@@ -415,12 +415,14 @@ def run_part(part, environment):
 
 
 @needs_numba_cuda
+@pytest.mark.minutes
 @pytest.mark.parametrize("part", PARTS)
 def test_in_a_process_of_its_own(part):
     run_part(part, PARTS[part])
 
 
 @needs_numba_cuda
+@pytest.mark.minutes
 @pytest.mark.parametrize(("part", "devices"), [("launched", 1), ("launched", 2), ("stored", 1)])
 def test_calls_up_to_the_driver(part, devices, tmp_path):
     run_part(part, stand_in(tmp_path, devices))

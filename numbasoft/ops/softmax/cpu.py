@@ -88,9 +88,10 @@ def forward_rows(
     while i < stop:
         count = min(rows_in_tile(n), stop - i)
 
-        # loop 1: the maximum of every row
-        for r in range(count):
-            m[r] = row_maximum(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
+        # loop 1: the maximum of every row, of the first tile
+        if i == start:
+            for r in range(count):
+                m[r] = row_maximum(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
         shifts(m, count, high, low, c, magic, rest, lowest, fraction)
 
         # loops 2 and 3: exp of every element after the shift, and the sum of every row
@@ -103,12 +104,17 @@ def forward_rows(
             )  # fmt: skip
         reciprocals(total, lost, count, first, second)
 
-        # loop 4: every element divided by the sum of its row
+        # loop 4: every element divided by the sum of its row; beside it loop 1 of the next tile
         for r in range(count):
             e_at = row_at(e, i + r) if work is None else row_at(e, block) + r * n
-            y_at = row_at(y, i + r)
-            if not filled_if_empty(x, mask, row_at(mask, i + r), n, m[r], y, y_at, n, 0.0):
-                row_scaled(e, e_at, n, (first[r], second[r]), y, y_at)
+            y_at, factor, k = row_at(y, i + r), (first[r], second[r]), i + count + r
+            is_empty = filled_if_empty(x, mask, row_at(mask, i + r), n, m[r], y, y_at, n, 0.0)
+            if k < stop and not is_empty:
+                m[r] = row_scaled(e, e_at, n, factor, y, y_at, x, row_at(x, k), mask, row_at(mask, k))
+            elif k < stop:
+                m[r] = row_maximum(x, row_at(x, k), mask, row_at(mask, k), n)
+            elif not is_empty:
+                row_scaled(e, e_at, n, factor, y, y_at)
         i += count
 
 
