@@ -366,6 +366,27 @@ def test_kernel(kernel, cc, tmp_path, record_property):
     assert stack == 0 if narrow else stack <= 8  # float64 division is a call
 
 
+@pytest.mark.parametrize("cc", ARCHITECTURES)
+def test_threads_meet_in_one_shuffle(cc):
+    # a copy for those that leave the loop at once would not be the one that the others come to
+    from numbasoft.cuda.intrinsics import read_cell, write_cell
+    from numbasoft.cuda.team import warp_sum
+
+    def kernel(x, out, n):
+        v, i = read_cell(x), cuda.threadIdx.x
+        while True:
+            v = warp_sum(v, 2)
+            if i >= n:
+                break
+            write_cell(out + 8 * i, v)
+            i += 32
+        write_cell(out, v)
+
+    whole = cuda.types.int64
+    ptx, _ = cuda.compile(kernel, (whole, whole, whole), cc=cc, device=False, abi="numba")
+    assert len(re.findall(r"shfl\.sync", ptx)) == 2  # of two words each
+
+
 def test_exact_sums_of_products_are_not_fused():
     # ptxas may fuse what is not told how to round: then the product's own error counted as lost
     from numbasoft.cuda.elementary import two_sum
