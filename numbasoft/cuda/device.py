@@ -299,6 +299,6 @@ def merge(kind):
         b = select(m2 == both, 1.0, exp(m2, both))
         high, rest = two_sum(s * a, s2 * b)
         rest = rest + (fma(s, a, 0.0 - s * a) + fma(s2, b, 0.0 - s2 * b))
-        return both, high, rest + (lost * a + lost2 * b)
+        return both, high, rest + fma(lost, a, lost2 * b)
 
     return merged

@@ -13,6 +13,10 @@ neither on the threads that share a row, nor on its alignment or axis, nor on th
 logarithm near 0 needs the sum of the others without the maximum; it is taken relative to
 the largest of the others.
 
+Compilers fuse a product with what it is added to where they like, in every kernel otherwise.
+So that a row has the same bits in all of them, sums here and in ops/*/cuda.py take a product as
+``fma`` does, or as ``plus`` and ``minus`` do; but for products that are exact.
+
 Every function is made for a kind of arithmetic: "f4" and "f8" follow the contract for
 float32 and float64; "h4" is float32 for results that are rounded to 16 bits.
 
@@ -220,9 +224,9 @@ def arithmetic(kind):
         c = select(c > most, most, select(c < -most, -most, c))
         product = lse * t_rest
         rest, rest_lost = two_sum(fma(lse, t, 0.0 - c), product)
-        rest_lost = rest_lost + (fma(lse, t_rest, 0.0 - product) + lse * t_last)
+        rest_lost = rest_lost + fma(lse, t_last, fma(lse, t_rest, 0.0 - product))
         near = rest * inverse
-        lost = (fma(0.0 - near, t, rest) + (rest_lost - near * t_rest)) * inverse
+        lost = (fma(0.0 - near, t, rest) + fma(0.0 - near, t_rest, rest_lost)) * inverse
         near, lost = select(is_far, near, lse), select(is_far, lost, 0.0)
         # where c is that far off, it is the nearest number all the same, and all others are farther off
         lost = select(absolute(near) < BEYOND, lost, 0.0)
@@ -340,14 +344,14 @@ def arithmetic(kind):
     def reciprocal(s, lost):
         """1 / (s + lost) / ``largest`` in two parts: what an exponential is multiplied by."""
         r = 1.0 / s
-        rest = fma(0.0 - r, s, 1.0) - r * lost
+        rest = fma(0.0 - r, lost, fma(0.0 - r, s, 1.0))
         return r * (1.0 / largest), (r * rest) * (1.0 / largest)
 
     @jit.device
     def log_of_quotient(f, f_lost, d, d_lost, steps):
         """2 artanh(f / d) + steps * log(2) in two parts, for abs(f / d) <= 1/5; f and d have two parts."""
         v = f / d
-        v_lost = (fma(0.0 - v, d, f) - v * d_lost + f_lost) / d
+        v_lost = (fma(0.0 - v, d_lost, fma(0.0 - v, d, f)) + f_lost) / d
         z = v * v
         p = fma(z, series[-1], series[-2])
         for c in series[-3::-1]:
@@ -384,7 +388,7 @@ def arithmetic(kind):
         """
         s, lost = pair_of(like, total)
         q = e * s
-        q_lost = fma(e, s, 0.0 - q) + e * lost
+        q_lost = fma(e, lost, fma(e, s, 0.0 - q))
         return log1p_of(integer_as(like, extra), q * (1.0 / largest), q_lost * (1.0 / largest))
 
     @jit.device

@@ -565,6 +565,8 @@ def from_lane(typingctx, value, distance):
         step = builder.trunc(args[1], I32) if args[1].type == I64 else args[1]
         text = "shfl.sync.bfly.b32 $0, $1, $2, 31, -1;"
         got = [asm(builder, I32, text, "=r,r,r", w, step, effect=True) for w in words]
+        for shuffle in got:  # else NVVM makes copies, for a part of the warp each
+            shuffle.attributes.add("convergent")
         result = got[0]
         if wide:
             high = builder.shl(builder.zext(got[1], I64), ir.Constant(I64, 32))

@@ -27,7 +27,7 @@ def logistic_of(storage, gradient=False):
         """log(1 + e / largest) for 0 <= e <= largest; within 2.5 ULP, also where e is small."""
         r = e * (1.0 / largest)
         s = r / (r + 2.0)
-        return s * artanh(s * s) * 2.0
+        return (s + s) * artanh(s * s)
 
     @jit.device
     def sides_of(v, e):

@@ -5,9 +5,11 @@ NUMBASOFT_ALL_KERNELS=1 compiles every kernel for every architecture, which take
 """
 
 import itertools
+import math
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 from numba import cuda
 from numba.cuda import dispatcher
+from numba.cuda.cudadrv import nvvm
 
 from numbasoft.cuda import classes, copies, geometry, operations, split, totals
 from numbasoft.ops.binary_cross_entropy import cuda as binary_cross_entropy
@@ -366,6 +369,27 @@ def test_kernel(kernel, cc, tmp_path, record_property):
     assert stack == 0 if narrow else stack <= 8  # float64 division is a call
 
 
+@pytest.mark.parametrize("cc", ARCHITECTURES)
+def test_threads_meet_in_one_shuffle(cc):
+    # a copy for those that leave the loop at once would not be the one that the others come to
+    from numbasoft.cuda.intrinsics import read_cell, write_cell
+    from numbasoft.cuda.team import warp_sum
+
+    def kernel(x, out, n):
+        v, i = read_cell(x), cuda.threadIdx.x
+        while True:
+            v = warp_sum(v, 2)
+            if i >= n:
+                break
+            write_cell(out + 8 * i, v)
+            i += 32
+        write_cell(out, v)
+
+    whole = cuda.types.int64
+    ptx, _ = cuda.compile(kernel, (whole, whole, whole), cc=cc, device=False, abi="numba")
+    assert len(re.findall(r"shfl\.sync", ptx)) == 2  # of two words each
+
+
 def test_exact_sums_of_products_are_not_fused():
     # ptxas may fuse what is not told how to round: then the product's own error counted as lost
     from numbasoft.cuda.elementary import two_sum
@@ -380,6 +404,59 @@ def test_exact_sums_of_products_are_not_fused():
     ptx, _ = cuda.compile(kernel, (f4, f4, f4, cuda.types.int64), cc=(9, 0), device=False, abi="numba")
     assert len(re.findall(r"\b(?:add|sub)\.rn\.f32", ptx)) == 6
     assert not re.search(r"\b(?:add|sub|fma\.rn)\.f32", ptx)
+
+
+def fused(ptx):
+    """Sums of products that ptxas may fuse, and what is multiplied; of PTX in which NVVM has fused none.
+
+    Exact are products with a constant power of two; and 0 - a * b and a * b - a * b come to the same.
+    """
+    given, found = {}, []
+    in_assembly = False
+    for line in ptx.splitlines():
+        in_assembly = (in_assembly or "begin inline asm" in line) and "end inline asm" not in line
+        known = re.match(r"\s*(\w+)(?:\.rn)?\.f(?:32|64)\s+(%\w+), (.*);", line)
+        if in_assembly or not known:
+            continue
+        word, result, operands = known[1], known[2], known[3].split(", ")
+        given[result] = word, operands
+        for i in (0, 1) if word in ("add", "sub") else ():
+            first, factors = given.get(operands[i], ("", ()))
+            is_same = word == "sub" and (operands[0] == operands[1] or is_constant(operands[0], given, 0.0))
+            if first == "mul" and not is_same:
+                found += [(line, factors)] * (not any(is_constant(f, given) for f in factors))
+    return found
+
+
+def is_constant(name, given, value=None):
+    """Whether an operand is this number, or a power of two."""
+    word, operands = given.get(name, ("", ()))
+    text = operands[0] if word == "mov" else name
+    if not re.fullmatch(r"0[fd][0-9A-F]+", text):
+        return False
+    number = struct.unpack(">f" if text[1] == "f" else ">d", bytes.fromhex(text[2:]))[0]
+    return number == value if value is not None else abs(math.frexp(number)[0]) == 0.5
+
+
+ROUNDED_THE_SAME = {
+    "softmax.forward-f4-1-False-False", "softmax.forward_columns-f4-False", "softmax.resident-f4-False-False",
+    "softmax.divide-f4-False", "softmax.backward-f4-1-False", "log_softmax.forward-f4-1-False-False",
+    "log_softmax.backward-f4-1-False", "logsumexp.forward-f4-1-False-False", "logsumexp.backward-f4-1-False-f4",
+    "kl_divergence.forward-f4-1-False-f4", "kl_divergence.backward-f4-1-False-f4",
+    "binary_cross_entropy.forward-f4-1-False-False", "sample.relaxed-f4",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(ROUNDED_THE_SAME))
+def test_compilers_have_nothing_to_fuse(name, monkeypatch):
+    # a product fused with a sum in one kernel and not in another is a row with other bits there
+    (kernel,) = (k for k in (*kernels("f4"), *losses("f4")) if k.name == name)
+    compile_ir = nvvm.compile_ir
+    monkeypatch.setattr(nvvm, "compile_ir", lambda code, **options: compile_ir(code, **options, fma=False))
+    function, signature = kernel.factory(*kernel.options)
+    ptx, _ = cuda.compile(function, signature, cc=(9, 0), device=False, abi="numba")
+    assert len(re.findall(r"(?:mul|add|sub)\.rn\.f32", ptx)) > 40
+    assert not fused(ptx)
 
 
 # --- functions for users' kernels --------------------------------------------------------------------------

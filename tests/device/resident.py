@@ -143,6 +143,20 @@ def test_the_bits_are_those_of_other_regimes(name, dtype, rng, ways):
 
 
 @by_dtype
+@by_name
+def test_the_bits_of_sums_in_finer_units(name, dtype, rng, ways, monkeypatch):
+    # as of rows above 65,536, which are in segments or in shared memory, as a device has room and there are rows
+    monkeypatch.setattr(split, "LONGEST_COLUMN", 0)
+    for n in widths(dtype)[2:]:
+        x = special_rows(rng, n, dtype)
+        given = [x] if name in FORWARD else [rng.normal(0, 1, x.shape).astype(x.dtype), x]
+        if name == "softmax_backward":
+            given[1] = np.where(x < 0, np.array(0).astype(x.dtype), x)
+        found = ways(lambda given=given: call(name, given, (1, 0)))
+        assert bits(found["segments"]) == bits(found["shared"]), n
+
+
+@by_dtype
 @by_forward
 def test_masked_rows(name, dtype, rng, ways):
     for i, n in enumerate(widths(dtype)[1:]):

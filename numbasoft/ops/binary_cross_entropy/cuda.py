@@ -6,7 +6,7 @@ from numba import cuda
 from numba.cuda import types
 
 from ...cuda import jit
-from ...cuda.backend import fma, loader, maximum, reader, select, storer, vector_of
+from ...cuda.backend import fma, loader, maximum, plus, reader, select, storer, vector_of
 from ...cuda.geometry import ITEMSIZE
 from ...cuda.logistic import logistic_of
 from ...cuda.operations import NUMBER, Elementwise
@@ -34,7 +34,8 @@ def losses(storage):
         is_number, is_probability = x == x, (t >= 0.0) & (t <= 1.0)  # asked for last it took more registers
         log = log_of_one_and(small_exponential(x, high, low))
         # log(1 + exp(x)) and log(1 + exp(-x)), without the difference of nearly equal numbers
-        y = times(1.0 - t, log + maximum(x, 0.0)) + times(t * weight, log + maximum(0.0 - x, 0.0))
+        above, below = plus(log, maximum(x, 0.0)), plus(log, maximum(0.0 - x, 0.0))
+        y = times(1.0 - t, above) + times(t * weight, below)
         y = select(is_number, y, x)
         return select(is_probability, y, NAN)
 

@@ -286,38 +286,38 @@ def gradients(storage, target):
         e = select(second - shift[0] < shift[3], 0.0, exponential(second, shift, high, low))
         s, lost = pair_of(m, total)
         others = e * s
-        others_lost = fma(e, s, 0.0 - others) + e * lost
+        others_lost = fma(e, lost, fma(e, s, 0.0 - others))
         s, lost = two_sum(integer_as(m, maxima), others * (1.0 / largest))
         r, r_rest = reciprocal(s, lost + others_lost * (1.0 / largest))
         r, r_rest = r * largest, r_rest * largest
 
         # g / T times what all classes have of q, and of z_loss
         u = unit * inverse
-        u_rest = fma(unit, inverse, 0.0 - u) + unit * inverse_rest
-        extra = select(z == 0.0, 0.0, (z + z) * lse)
+        u_rest = fma(unit, inverse_rest, fma(unit, inverse, 0.0 - u))
+        extra = select(z == 0.0, 0.0, fma(z, 2.0, 0.0) * lse)
         mass = own + shares
         both, both_rest = two_sum(mass, extra)
         of_all = u * both
-        rest = fma(u, both, 0.0 - of_all) + (u_rest * both + u * both_rest)
+        rest = fma(u, both, 0.0 - of_all) + fma(u_rest, both, u * both_rest)
         part = rest / of_all
         part = select(absolute(part) < 0.001, part, 0.0)
 
         factor = e * r
-        factor_rest = fma(e, r, 0.0 - factor) + (e * r_rest + factor * part)
-        peak = ((r + (r_rest + r * part)) * largest) * largest
+        factor_rest = fma(e, r, 0.0 - factor) + fma(e, r_rest, factor * part)
+        peak = ((r + fma(r, part, r_rest)) * largest) * largest
         u1, u2 = factors_of(of_all)
 
         # where one class holds more than half, 1 - p is the part of the others
         is_top = s < 2.0
-        alone = elsewhere + extra * r
+        alone = fma(extra, r, elsewhere)
         w1, w2 = factors_of(u * mass)
         of_others = fma(others, r, fma(others, r_rest, others_lost * r)) * largest
-        top_gradient = select(alone == 0.0, 0.0, alone * u) - (of_others * w1) * w2
+        top_gradient = fma(0.0 - of_others * w1, w2, select(alone == 0.0, 0.0, alone * u))
         if has_class:
             is_top = is_top & (logit == m)
             e = exponentials(logit, m, select(second > -INFINITY, second, m), high, low)
             p = select(e < 0.0, r, ((e * factor) * (1.0 / largest)) * (1.0 / largest))
-            below = (both * p - own) - here
+            below = fma(both, p, 0.0 - own) - here
             top_gradient = select(is_top, top_gradient, u * below)
 
         # what of a row has no answer, and what is ignored

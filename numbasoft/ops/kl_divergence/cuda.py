@@ -87,7 +87,7 @@ def ratios(storage):
         e = exponential(second, shift_of(m, high, low), high, low)
         s, lost = pair_of(m, total)
         q = e * s
-        q_lost = fma(e, s, 0.0 - q) + e * lost
+        q_lost = fma(e, lost, fma(e, s, 0.0 - q))
         s, lost = two_sum(integer_as(m, maxima), q * (1.0 / largest))
         return select(absolute(m) < INFINITY, s, NAN), lost + q_lost * (1.0 / largest)
 
@@ -133,7 +133,7 @@ def ratios(storage):
         d, lost = difference(log_y[0], log_x[0])
         r = 1.0 / s_y[0]
         part = s_x[0] * r
-        rest = (fma(0.0 - part, s_y[0], s_x[0]) + (s_x[1] - part * s_y[1])) * r
+        rest = (fma(0.0 - part, s_y[0], s_x[0]) + fma(0.0 - part, s_y[1], s_x[1])) * r
         return (d, lost + (log_y[1] - log_x[1])), (part * (1.0 / largest), rest * (1.0 / largest))
 
     @jit.device
@@ -148,7 +148,7 @@ def ratios(storage):
         back = unlift_for(most)
         high, low = pair_of(most, total)
         q = high * r
-        rest = fma(0.0 - q, s[0], high) + (low - q * s[1])
+        rest = fma(0.0 - q, s[0], high) + fma(0.0 - q, s[1], low)
         value = fma(rest, r, q) * top_of(most, lift_for(most)) * back * back
         return select(most < INFINITY, value, most)
 
@@ -158,7 +158,7 @@ def ratios(storage):
         s, lost = pair_of(m, total)
         r, r_rest = reciprocal(s, lost)
         first = r * g
-        rest = fma(r, g, 0.0 - first) + r_rest * g
+        rest = fma(r_rest, g, fma(r, g, 0.0 - first))
         return select(absolute(m) < INFINITY, first, NAN), rest
 
     @jit.device

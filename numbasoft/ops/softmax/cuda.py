@@ -296,7 +296,7 @@ def gradients(storage):
     @jit.device
     def gradient(g, y, mean, lift, inverse):
         """y * (g - mean) / T; 0 where y is exactly 0."""
-        d = (g * lift - mean[0]) - mean[1]
+        d = fma(g, lift, 0.0 - mean[0]) - mean[1]
         # 1 / T is for y if it enlarges, else for d: no product may round to a subnormal what another enlarges
         is_large, v, unlift = inverse >= 1.0, y, 1.0 / lift
         if may_be_subnormal:
