@@ -61,7 +61,7 @@ def parser() -> Parser:
         "--rounds",
         type=count,
         metavar="N",
-        help="processes per library, in turn, the best of which counts: more on a busy machine (default: 2)",
+        help="processes per library, in turn, the best of which counts: more on a busy machine (default: 2, with --quick 1)",
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name in FUNCTIONS:

@@ -22,8 +22,13 @@ def rng(request):
 
 @pytest.hookimpl(trylast=True)  # after tests that were not asked for have been taken out
 def pytest_collection_modifyitems(config, items):
-    """Tests that take minutes come first, some for each worker, which begins with as many tests as the others."""
+    """Tests that take minutes come first, some for each worker, which begins with as many tests as the others.
+
+    One process alone takes tests as they come: that costs it nothing, and --stepwise counts on it.
+    """
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers == 1:
+        return
     slow = [item for item in items if item.get_closest_marker("minutes")]
     quick = [item for item in items if not item.get_closest_marker("minutes")]
     total, items[:] = len(items), []

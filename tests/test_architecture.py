@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from conftest import pytest_collection_modifyitems
 
 import numbasoft
 
@@ -333,3 +335,29 @@ print(parallel._is_initialized)
         check=True,
     )
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+@pytest.mark.parametrize("total", [0, 1, 5, 100])
+def test_what_takes_minutes_begins_first_and_every_test_is_done_once(workers, total):
+    class Test:
+        def __init__(self, number):
+            self.number = number
+
+        def get_closest_marker(self, name):
+            return name == "minutes" and self.number % 9 == 8
+
+    config = SimpleNamespace(**({} if workers == 1 else {"workerinput": {"workercount": workers}}))
+    items = [Test(number) for number in range(total)]
+    pytest_collection_modifyitems(config, items)
+    numbers = [item.number for item in items]
+    assert sorted(numbers) == list(range(total))
+    if workers == 1:
+        assert numbers == list(range(total))
+        return
+    slow, begin = [number for number in range(total) if number % 9 == 8], 0
+    for k in range(workers):  # the shares that xdist's worksteal gives them
+        end = begin + (total - begin) // (workers - k)
+        own = slow[k::workers][: end - begin]
+        assert numbers[begin : begin + len(own)] == own
+        begin = end

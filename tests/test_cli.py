@@ -310,6 +310,14 @@ def test_workload_table():
     assert len(np.unique(x)) > 1000
 
 
+def test_a_problem_in_any_round_counts():
+    timed = {"best": 1.0, "median": 2.0, "samples": 3, "difference": 0.0}
+    wrong = {"problem": "wrong"}
+    for records in ([timed, wrong, timed], [wrong, timed, timed], [timed, timed, wrong]):
+        assert run._merge(records) == wrong
+    assert run._merge([timed, timed | {"best": 0.5}, timed]) == timed | {"best": 0.5, "samples": 9}
+
+
 @pytest.mark.parametrize("function", workloads.LOSSES)
 def test_losses_of_the_workload_table(function):
     # the expected values come from NumPy, the rival's from its own formula

@@ -203,8 +203,9 @@ def _merge(records: list[dict]) -> dict:
     if not records:
         return {"problem": "no answer"}
     for key in ("unsupported", "problem"):
-        if key in records[0] or key in records[-1]:
-            return {key: records[0].get(key) or records[-1].get(key)}
+        found = [record[key] for record in records if key in record]
+        if found:
+            return {key: found[0]}
     medians = sorted(r["median"] for r in records)
     return {
         "best": min(r["best"] for r in records),
