@@ -1,14 +1,36 @@
 """Rows of logits by family: each is a way in which softmax implementations are known to fail."""
 
+import itertools
+import os
 from fractions import Fraction
 
 import numpy as np
+import pytest
 from oracle import BFLOAT16, DTYPES, FORMATS
 
 from numbasoft.cuda import geometry
 
 FORWARD = ("softmax", "log_softmax", "logsumexp")
 BACKWARD = ("softmax_backward", "log_softmax_backward", "logsumexp_backward")
+
+
+def some(times, axes):
+    """Parametrize by a few combinations of the values of each axis; by all where NUMBASOFT_ALL_KERNELS is 1.
+
+    ``axes`` has lists of values by name, or of pairs by two names. Every value of a list occurs, those of the
+    longest as often as ``times`` says.
+    """
+    lists = [list(values) for values in axes.values()]
+    if os.environ.get("NUMBASOFT_ALL_KERNELS") == "1":
+        found = itertools.product(*lists)
+    else:
+        steps = itertools.product(range(times), range(max(map(len, lists))))
+        found = dict.fromkeys(
+            tuple(v[(k + turn * i) % len(v)] for i, v in enumerate(lists)) for turn, k in steps
+        )
+    names = ",".join(axes)
+    flat = [[x for part in each for x in (part if isinstance(part, tuple) else (part,))] for each in found]
+    return pytest.mark.parametrize(names, flat)
 
 
 def depth(dtype):

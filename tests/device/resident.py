@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from oracle import DTYPES, check, limit
-from samples import BACKWARD, FORWARD, sample
+from samples import BACKWARD, FORWARD, sample, some
 from simulated import (
     arguments,
     check_terms_below_the_unit,
@@ -30,9 +30,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 ROOMS = split, kernels, softmax, log_softmax, logsumexp
 STORAGE = dict(zip(DTYPES, ("f2", "b2", "f4", "f8"), strict=True))
 TWO_ROWS = BACKWARD[:2]
-by_dtype = pytest.mark.parametrize("dtype", DTYPES)
-by_forward = pytest.mark.parametrize("name", FORWARD)
-by_name = pytest.mark.parametrize("name", FORWARD + TWO_ROWS)
 
 LARGE = geometry.Room(multiprocessors=1, most=1 << 40, together=1 << 40)
 
@@ -129,8 +126,7 @@ def widths(dtype):
     return 1, lanes - 1, 2 * lanes, 17 * lanes + 1
 
 
-@by_dtype
-@by_name
+@some(2, {"name": FORWARD + TWO_ROWS, "dtype": DTYPES})
 def test_the_bits_are_those_of_other_regimes(name, dtype, rng, ways):
     for i, n in enumerate(widths(dtype)):
         x = special_rows(rng, n, dtype)
@@ -142,8 +138,7 @@ def test_the_bits_are_those_of_other_regimes(name, dtype, rng, ways):
         assert {bits(v) for v in found.values()} == {bits(found["registers"])}, (n, offsets)
 
 
-@by_dtype
-@by_name
+@some(1, {"name": FORWARD + TWO_ROWS, "dtype": DTYPES})
 def test_the_bits_of_sums_in_finer_units(name, dtype, rng, ways, monkeypatch):
     # as of rows above 65,536, which are in segments or in shared memory, as a device has room and there are rows
     monkeypatch.setattr(split, "LONGEST_COLUMN", 0)
@@ -156,8 +151,7 @@ def test_the_bits_of_sums_in_finer_units(name, dtype, rng, ways, monkeypatch):
         assert bits(found["segments"]) == bits(found["shared"]), n
 
 
-@by_dtype
-@by_forward
+@some(1, {"name": FORWARD, "dtype": DTYPES})
 def test_masked_rows(name, dtype, rng, ways):
     for i, n in enumerate(widths(dtype)[1:]):
         x = special_rows(rng, n, dtype)

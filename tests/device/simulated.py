@@ -9,6 +9,7 @@ and the tests of accuracy then let one thread have a whole row, which is a thous
 """
 
 import contextlib
+import itertools
 import sys
 from types import SimpleNamespace
 
@@ -30,6 +31,7 @@ from samples import (
     huge_logits,
     overflowing_gradients,
     sample,
+    some,
     subnormal_probabilities,
 )
 
@@ -134,9 +136,7 @@ def compare(name, x, rng, axis=-1, temperature=1.0):
 # --- accuracy ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@by_dtype
-@by_name
+@some(1, {"name,dtype": itertools.product(FORWARD + BACKWARD, DTYPES), "family": FAMILIES})
 def test_every_family_of_rows(name, dtype, family, rng, one_thread):
     temperature = 0.7 if family in ("offset", "ramp", "magnitudes") else 1.0
     compare(name, sample(family, rng, 4, 201, dtype), rng, temperature=temperature)
@@ -504,8 +504,7 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@by_name
+@some(3, {"name": FORWARD + BACKWARD, "view": VIEWS})
 def test_layouts(name, view, rng, one_thread):
     x = VIEWS[view](rng.normal(0, 3, (4, 2, 6)))
     for axis in (0, -1, (0, 2)):
