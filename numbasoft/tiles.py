@@ -12,7 +12,7 @@ from numba.extending import overload
 
 from .elementary import largest, logarithm, shift_of, two_sum
 from .jit import INLINE, inline
-from .vector import fma, lanes, load, maximum, narrowed, select, store, widened
+from .vector import fma, lanes, load, maximum, narrowed, row_at, select, store, widened
 
 ROWS = 16
 TILE = 2048  # elements; 16 KiB of float32 in and out stay in a first cache of 32 KiB
@@ -32,9 +32,15 @@ def rows_in_tile(n):
 
 
 @inline
-def prefetch_distance(n):
-    """How far ahead to ask for elements while computing exponentials: the next tile, if rows are not huge."""
-    return rows_in_tile(n) * n if n < LONGEST_ASKED_FOR else 1024
+def prefetch_distance(x, more):
+    """How far ahead to ask for elements while computing exponentials: the next tile, if rows are not huge.
+
+    Where no ``more`` rows come, memory behind the last is not asked for: that would be read for nothing.
+    """
+    n = x.shape[1]
+    if more > 0 and n < LONGEST_ASKED_FOR:
+        return row_at(x, rows_in_tile(n))
+    return 1024 if n > TILE else 0
 
 
 def exponentials_in(work, y):

@@ -85,7 +85,6 @@ def forward_rows(
 ):
     n = x.shape[1]
     e = exponentials_in(work, dx)
-    ahead = prefetch_distance(n)
     inverse = np.float64(inverse_high) + np.float64(inverse_low)
     m, c, magic = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
@@ -104,6 +103,7 @@ def forward_rows(
     i = start
     while i < stop:
         count = min(rows_in_tile(n), stop - i)
+        ahead = prefetch_distance(x, stop - i - count)
 
         # loop 1: the maximum of every row
         for r in range(count):

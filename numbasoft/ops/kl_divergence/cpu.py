@@ -28,11 +28,11 @@ from ...vector import (
 
 
 @inline
-def row_log(x, at, n, high, low):
-    """The maximum of a row, its shift, its sum and the logarithm of that."""
+def row_log(x, at, n, more, high, low):
+    """The maximum of a row that ``more`` rows follow, its shift, its sum and the logarithm of that."""
     m = row_maximum(x, at, None, 0, n)
     shift = row_shift(x, m, high, low)
-    s = row_exponentials(x, at, None, 0, n, None, 0, shift, high, low, prefetch_distance(n))
+    s = row_exponentials(x, at, None, 0, n, None, 0, shift, high, low, prefetch_distance(x, more))
     is_top = 2.0 * largest(x) > s[0]
     return m, shift, s[0] + s[1], log_of_total(x, at, n, m, is_top, shift, high, low, s[0], s[1])
 
@@ -54,8 +54,8 @@ def forward_rows(
     c = coefficients(filled(x, 0.0))
     for i in range(start, stop):
         at, y_at = row_at(x, i), row_at(y, i)
-        m, shift, s, log_x = row_log(x, at, n, high, low)
-        top, other_shift, other_s, log_y = row_log(y, y_at, n, high, low)
+        m, shift, s, log_x = row_log(x, at, n, stop - i - 1, high, low)
+        top, other_shift, other_s, log_y = row_log(y, y_at, n, stop - i - 1, high, low)
         between, part = log_y - log_x, s / other_s
         total, surplus = dot_start(filled(x, 0.0)), dot_start(filled(x, 0.0))
         j = 0
@@ -161,10 +161,10 @@ def forward_parallel(x, y, high, low, ih, il, divergence, blocks):
 
 
 @inline
-def row_sum(x, at, n, high, low):
-    """The shift of a row and the sum of its exponentials."""
+def row_sum(x, at, n, more, high, low):
+    """The shift of a row that ``more`` rows follow, and the sum of its exponentials."""
     shift = row_shift(x, row_maximum(x, at, None, 0, n), high, low)
-    s = row_exponentials(x, at, None, 0, n, None, 0, shift, high, low, prefetch_distance(n))
+    s = row_exponentials(x, at, None, 0, n, None, 0, shift, high, low, prefetch_distance(x, more))
     return shift, s[0] + s[1]
 
 
@@ -183,8 +183,8 @@ def backward_rows(
     c = coefficients(filled(x, 0.0))
     for i in range(start, stop):
         at, y_at, dy_at = row_at(x, i), row_at(y, i), row_at(dy, i)
-        shift, s = row_sum(x, at, n, high, low)
-        other_shift, other_s = row_sum(y, y_at, n, high, low)
+        shift, s = row_sum(x, at, n, stop - i - 1, high, low)
+        other_shift, other_s = row_sum(y, y_at, n, stop - i - 1, high, low)
         a, b = two_parts((g[i] / s, 0.0), x), two_parts((g[i] / other_s, 0.0), x)
         j = 0
         while j < n:

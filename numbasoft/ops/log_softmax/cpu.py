@@ -95,10 +95,10 @@ def forward_rows(
     inverse = (inverse_high, inverse_low)
     first, second = stack_array(x, ROWS), stack_array(x, ROWS)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
-    ahead = prefetch_distance(n)
     i = start
     while i < stop:
         count = min(rows_in_tile(n), stop - i)
+        ahead = prefetch_distance(x, stop - i - count)
 
         # loop 1: the maximum of every row
         for r in range(count):

@@ -64,10 +64,10 @@ def forward_rows(
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     logarithm, maximum = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
-    ahead = prefetch_distance(n)
     i = start
     while i < stop:
         count = min(rows_in_tile(n), stop - i)
+        ahead = prefetch_distance(x, stop - i - count)
 
         # loop 1: the maximum of every row
         for r in range(count):

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary, jit
 from ...arrays import Array
-from ...launch import computing_dtype, is_wide, launch
+from ...launch import computing_dtype, is_wide, launch, workspace
 from . import cpu
 
 
@@ -113,7 +113,7 @@ def sample(
     def run(full, reduced):
         x, _ = full
         row, drawn = reduced
-        work = np.empty((min(x.shape[0], jit.threads()), x.shape[1]), x.dtype)
+        work = workspace(min(x.shape[0], jit.threads()), x.shape[1], x.dtype)
         inputs = x, row, key, min(k or n, n), p, least, high, low
         launch(cpu.draw, cpu.draw_parallel, x.dtype, inputs, (work, drawn), x.shape[0], x.size)
 

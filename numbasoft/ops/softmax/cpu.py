@@ -79,7 +79,6 @@ def forward_rows(
 ):
     n = x.shape[1]
     e = exponentials_in(work, y)
-    ahead = prefetch_distance(n)
     m, c, magic = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
@@ -87,6 +86,7 @@ def forward_rows(
     i = start
     while i < stop:
         count = min(rows_in_tile(n), stop - i)
+        ahead = prefetch_distance(x, stop - i - count)
 
         # loop 1: the maximum of every row, of the first tile
         if i == start:
