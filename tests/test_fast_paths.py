@@ -88,6 +88,27 @@ def test_the_maximum_is_vector_code(assembly, dtype, suffix):
     assert re.search(rf"\bvmax{suffix}\s.*%[yz]mm", text)
 
 
+@pytest.mark.skipif(
+    not FEATURES.get("avx2") or FEATURES.get("avx512f", False),
+    reason="a one that LLVM does not know is for AVX2, where constants are kept in memory",
+)
+def test_powers_are_added_by_fma(assembly):
+    # LLVM makes an addition of it where it sees the one; nothing else in this kernel is a float64 fma
+    (text,) = assembly["float32"]
+    assert len(re.findall(r"\bvfmadd\d+pd\s.*%ymm", text)) >= 8
+
+
+@pytest.mark.skipif(not FEATURES.get("avx2"), reason="the loop is told from others by AVX2's permutation")
+def test_loop_1_of_the_next_tile_is_in_loop_4(assembly):
+    (text,) = assembly["float32"]
+    loops = re.findall(r"^(\.LBB\w+):\n((?:(?!\.LBB).*\n)*?\s+j\w+\s+\1\n)", text, flags=re.M)
+    assert any(
+        all(re.search(rf"\s{name}\s", body) for name in (r"vmaxps", r"vmulps", r"vfmadd\d+ps", r"vmovups"))
+        and not re.search(r"\svperm", body)
+        for _, body in loops
+    )
+
+
 @pytest.mark.skipif(not FEATURES.get("f16c"), reason="without F16C float16 is converted by bit arithmetic")
 def test_float16_is_converted_by_the_processor(assembly):
     (text,) = assembly["float16"]
