@@ -32,14 +32,14 @@ def rows_in_tile(n):
 
 
 @inline
-def prefetch_distance(x, more):
-    """How far ahead to ask for elements while computing exponentials: the next tile, if rows are not huge.
+def prefetch_distance(x, rows, more):
+    """How far ahead to ask for elements while computing exponentials: so many rows, if they are not huge.
 
     Where no ``more`` rows come, memory behind the last is not asked for: that would be read for nothing.
     """
     n = x.shape[1]
     if more > 0 and n < LONGEST_ASKED_FOR:
-        return row_at(x, rows_in_tile(n))
+        return row_at(x, rows)
     return 1024 if n > TILE else 0
 
 

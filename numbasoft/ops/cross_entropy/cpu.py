@@ -103,7 +103,7 @@ def forward_rows(
     i = start
     while i < stop:
         count = min(rows_in_tile(n), stop - i)
-        ahead = prefetch_distance(x, stop - i - count)
+        ahead = prefetch_distance(x, count, stop - i - count)
 
         # loop 1: the maximum of every row
         for r in range(count):

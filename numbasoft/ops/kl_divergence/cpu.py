@@ -32,7 +32,7 @@ def row_log(x, at, n, more, high, low):
     """The maximum of a row that ``more`` rows follow, its shift, its sum and the logarithm of that."""
     m = row_maximum(x, at, None, 0, n)
     shift = row_shift(x, m, high, low)
-    s = row_exponentials(x, at, None, 0, n, None, 0, shift, high, low, prefetch_distance(x, more))
+    s = row_exponentials(x, at, None, 0, n, None, 0, shift, high, low, prefetch_distance(x, 1, more))
     is_top = 2.0 * largest(x) > s[0]
     return m, shift, s[0] + s[1], log_of_total(x, at, n, m, is_top, shift, high, low, s[0], s[1])
 
@@ -164,7 +164,7 @@ def forward_parallel(x, y, high, low, ih, il, divergence, blocks):
 def row_sum(x, at, n, more, high, low):
     """The shift of a row that ``more`` rows follow, and the sum of its exponentials."""
     shift = row_shift(x, row_maximum(x, at, None, 0, n), high, low)
-    s = row_exponentials(x, at, None, 0, n, None, 0, shift, high, low, prefetch_distance(x, more))
+    s = row_exponentials(x, at, None, 0, n, None, 0, shift, high, low, prefetch_distance(x, 1, more))
     return shift, s[0] + s[1]
 
 

@@ -65,6 +65,7 @@ from ...vector import (
     max_across,
     maximum,
     narrowed,
+    prefetch,
     row_at,
     select,
     splat,
@@ -98,7 +99,7 @@ def forward_rows(
     i = start
     while i < stop:
         count = min(rows_in_tile(n), stop - i)
-        ahead = prefetch_distance(x, stop - i - count)
+        ahead = prefetch_distance(x, count, stop - i - count)
 
         # loop 1: the maximum of every row
         for r in range(count):
@@ -314,9 +315,10 @@ def backward_rows(
     shift = row_shift(log_y, 0.0, high, low)  # of a maximum of 0: none
     for i in range(start, stop):
         g_at, at, dx_at = row_at(g, i), row_at(log_y, i), row_at(dx, i)
+        g_ahead, ahead = prefetch_distance(g, 1, stop - i - 1), prefetch_distance(log_y, 1, stop - i - 1)
         total, least, most = row_sum_and_range(g, g_at, log_y, at, n)
         if inverse == 1.0 and SMALL <= abs(total[0]) < LARGE and least >= shift[3] and most <= ABOVE:
-            plain_gradients(g, g_at, log_y, at, n, total, shift, high, low, dx, dx_at)
+            plain_gradients(g, g_at, log_y, at, n, total, shift, high, low, g_ahead, ahead, dx, dx_at)
             continue
         size = 1.0
         if not np.isfinite(total[0]):
@@ -325,7 +327,7 @@ def backward_rows(
 
 
 @inline
-def plain_gradients(g, g_at, log_y, at, n, total, shift, high, low, dx, dx_at):
+def plain_gradients(g, g_at, log_y, at, n, total, shift, high, low, g_ahead, ahead, dx, dx_at):
     """g - exp(log_y) * total over a row none of whose probabilities underflows: the bits of ``gradients_of``."""
     w = lanes(g)
     c = coefficients(filled(g, 0.0))
@@ -334,6 +336,8 @@ def plain_gradients(g, g_at, log_y, at, n, total, shift, high, low, dx, dx_at):
     shift = without_c(shift)
     j = 0
     while j + w <= n:
+        prefetch(g, g_at + j + g_ahead)
+        prefetch(log_y, at + j + ahead)
         e = exponential(load(log_y, at + j), shift, high, low, c)
         store(dx, dx_at + j, fma(e, 0.0 - t[0], load(g, g_at + j)) - e * t[1])
         j += w

@@ -42,7 +42,7 @@ def draw_rows(
     for i in range(start, stop):
         m = row_maximum(x, row_at(x, i), None, 0, n)
         shift = row_shift(x, m, high, low)
-        ahead = prefetch_distance(x, stop - i - 1)
+        ahead = prefetch_distance(x, 1, stop - i - 1)
         s = row_exponentials(x, row_at(x, i), None, 0, n, work, at, shift, high, low, ahead)
         if not s[0] + s[1] < np.inf:
             drawn[i] = -1
@@ -215,7 +215,7 @@ def relaxed_rows(
             for k in range(min(2, n - j)):
                 y[i, j + k] = x[i, j + k] - math.log(-math.log(pair[k]))
         shift = row_shift(y, row_maximum(y, at, None, 0, n), high, low)
-        ahead = prefetch_distance(y, stop - i - 1)
+        ahead = prefetch_distance(y, 1, stop - i - 1)
         s = row_exponentials(y, at, None, 0, n, y, at, shift, high, low, ahead)
         row_scaled(y, at, n, two_parts((1.0 / (s[0] + s[1]), 0.0), y), y, at)
 
