@@ -4,10 +4,12 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 import pytest
@@ -229,24 +231,43 @@ def test_the_thread_mask(name, rows, n, masked, rng, restored_threads):
 
 
 DIGESTS = """
-import hashlib, json, sys
+import json, sys
 from numbasoft import jit
-if len(sys.argv) > 2:  # more threads than cores
+if int(sys.argv[2]):  # more threads than cores
     jit.processors = lambda: int(sys.argv[2])
 sys.path.insert(0, sys.argv[1])
 from test_reproducibility import digests
-print(json.dumps(digests()))
+print(json.dumps(digests(*eval(sys.argv[3]))))
 """
 
 
+def assert_same_bits_in_a_process(environment, threads=0, which=()):
+    """That a process with these variables gives the bits of this one."""
+    package = str(Path(numbasoft.__file__).parents[1])
+    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", DIGESTS, str(Path(__file__).parent), str(threads), repr(which)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs, ours = json.loads(done.stdout.splitlines()[-1]), digests(*which)
+    assert theirs.keys() == ours.keys()
+    different = [key for key in ours if ours[key] != theirs[key]]
+    assert not different, f"{environment} gives other bits in {different}"
+
+
 @functools.cache
-def digests():
+def digests(dtypes=("float32", "float64", "bfloat16"), shapes=((300, 300), (5, 20_011), (1, 300_000))):
     """A hash of every function's results on rows short, long and split."""
     found = {}
     for name in FORWARD + BACKWARD:
-        for dtype in ("float32", "float64", "bfloat16"):
-            for rows, n in ((300, 300), (5, 20_011), (1, 300_000)):
-                for masked in (False, True) if name in FORWARD else (False,):
+        for dtype in dtypes:
+            for rows, n in shapes:
+                for masked in (False, True) if name in FORWARD and len(shapes) > 1 else (False,):
                     call = rows_and_call(
                         name, dtype, np.random.default_rng(5), rows, n, masked, temperature=0.9
                     )
@@ -259,21 +280,27 @@ def digests():
 def test_processes_with_other_numbers_of_threads(threads):
     # more threads than cores too: a split by their number would show here on every machine, and threads
     # that share a row wait for each other where they take turns on a core
-    environment = dict(os.environ, NUMBA_NUM_THREADS=str(threads))
-    package = str(Path(numbasoft.__file__).parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [environment.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-c", DIGESTS, str(Path(__file__).parent), str(threads)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    theirs, ours = json.loads(done.stdout.splitlines()[-1]), digests()
-    different = [key for key in ours if ours[key] != theirs[key]]
-    assert not different, f"{threads} threads give other bits in {different}"
+    assert_same_bits_in_a_process({"NUMBA_NUM_THREADS": str(threads)}, threads)
+
+
+BASE = "sse,sse2,sse3,ssse3,sse4.1,sse4.2,popcnt,avx,fma,f16c"
+
+
+@pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="these instruction sets are those of x86"
+)
+@pytest.mark.parametrize(
+    ("more", "needed"),
+    [(",avx2,bmi,bmi2,lzcnt,movbe", "avx512f"), ("", "avx2")],
+    ids=["AVX2 and AVX-512", "AVX and wider"],
+)
+def test_the_instruction_set(more, needed):
+    # vectors have as many lanes on every machine: only fma, which all of these have, decides what is rounded
+    if not llvm.get_host_cpu_features().get(needed, False):
+        pytest.skip(f"without {needed} this machine's own code is the code to compare with")
+    features = ",".join("+" + name for name in (BASE + more).split(","))
+    names = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features}
+    assert_same_bits_in_a_process(names, which=(("float32", "float64"), ((300, 300),)))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
