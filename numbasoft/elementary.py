@@ -155,8 +155,8 @@ def exponential_32(x, shift, high, low, c):
 
 
 def exponential_64(x, shift, high, low, c):
-    first, others, power = parts_64(x, shift, high, low, c)
-    return (first + others) * power
+    r, power = reduced_64(x, shift, high, low)
+    return of_reduced(r, power, c)
 
 
 def exponential_in_parts(x, shift, high, low, c, rest):
@@ -177,9 +177,23 @@ def in_parts_32(x, shift, high, low, c, rest):
 
 
 def in_parts_64(x, shift, high, low, c, rest):
-    first, others, power = parts_64(x, shift, high, low, c)
+    r, power = reduced_64(x, shift, high, low)
+    return in_parts_of_reduced(r, power, c, rest)
+
+
+@inline
+def in_parts_of_reduced(r, power, c, rest):
+    """The second half of ``exponential_in_parts`` in float64, for loops that do one half after the other."""
+    first, others = powers_64(r, c)
     e = first + others
     return e * power, e * power, fma((first - e) + others, power, rest)
+
+
+@inline
+def of_reduced(r, power, c):
+    """The second half of ``exponential`` in float64."""
+    first, others = powers_64(r, c)
+    return (first + others) * power
 
 
 @inline
@@ -197,12 +211,18 @@ def parts_32(x, shift, high, low, c):
 
 
 @inline
-def parts_64(x, shift, high, low, c):
-    """Three numbers: the exponential is the sum of the first two, the larger one first, times the third."""
+def reduced_64(x, shift, high, low):
+    """The first half: r and a power of two; the exponential is their product with 2**r in place of r."""
     centre, magic, rest, lowest, fraction = shift
     d = maximum(lowest, x - centre)
     t = fma(d, high, fraction) + magic
     r = fma(d, high, (magic - t) + fraction) + fma(d, low, rest)
+    return r, low_bits_as_exponent(t)
+
+
+@inline
+def powers_64(r, c):
+    """2**r as the sum of two numbers, the larger one first."""
     # even and odd powers apart: half as long a chain of operations that wait for each other
     s = r * r
     odd = fma(s, c[10], c[8])
@@ -215,8 +235,7 @@ def parts_64(x, shift, high, low, c):
     even = fma(even, s, c[1])
     # the first term apart: what its product and its sum with 1 lose is known
     first = fma(r, c[0], 1.0)
-    others = fma(fma(odd, r, even), s, fma(r, c[0], 1.0 - first))
-    return first, others, low_bits_as_exponent(t)
+    return first, fma(fma(odd, r, even), s, fma(r, c[0], 1.0 - first))
 
 
 @inline

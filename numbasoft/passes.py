@@ -13,7 +13,16 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .elementary import coefficients, exponential, exponential_in_parts, least, two_sum
+from .elementary import (
+    coefficients,
+    exponential,
+    exponential_in_parts,
+    in_parts_of_reduced,
+    least,
+    of_reduced,
+    reduced_64,
+    two_sum,
+)
 from .jit import INLINE, inline
 from .summation import (
     dot_push,
@@ -105,20 +114,14 @@ def segment_exponentials(
     last = load_kept(x, at + n - w, mask, mask_at + n - w) if n >= w else filled(x, 0.0)
     j = 0
     while j + w <= n:
-        start, stop = block_start(e, exact, e_at + j), min(j + BLOCK, n)
-        k, rest = start, rest_start(exact, last)
-        while j + w <= stop:
-            prefetch(x, at + j + ahead)
-            v = load_kept(x, at + j, mask, mask_at + j)
-            v, part, rest = exponential_of(exact, v, shift, high, low, c, rest)
-            prefetch_to_write(e, e_at + j + WRITE_AHEAD)
-            prefetch_to_write(result, result_at + j)
-            store(kept, e_at + j, v)
-            store(block, k, part)
-            j += w
-            k += w
-        total = sum_push_stored(total, block, start, k)
+        start = block_start(e, exact, e_at + j)
+        stop, rest = block_exponentials(
+            x, at + j, mask, mask_at + j, min(BLOCK, n - j), shift, high, low, c, ahead, exact, rest_start(exact, last),
+            e, kept, e_at + j, block, start, result, result_at + j,
+        )  # fmt: skip
+        total = sum_push_stored(total, block, start, stop)
         total = rest_push(total, rest)
+        j += stop - start
     if j < n and n >= w:
         v, part, rest = exponential_of(exact, last, shift, high, low, c, rest_start(exact, last))
         store(e, e_at + n - w, v)
@@ -132,6 +135,81 @@ def segment_exponentials(
         total = sum_push(total, select(below(v, n), part, 0.0))
         total = rest_push(total, rest_where(below(v, n), rest, 0.0))
     return sum_end(total)
+
+
+def block_exponentials(
+    x, at, mask, mask_at, n, shift, high, low, c, ahead, exact, rest, e, kept, e_at, block, start, result, result_at
+):  # fmt: skip
+    """Loop 2 over the whole vectors of at most BLOCK elements, for ``segment_exponentials``.
+
+    What loop 3 sums goes to ``block`` from ``start`` on. Returned are where it ends and ``rest``.
+    """
+
+
+@overload(block_exponentials, **INLINE)
+def block_exponentials_by_type(
+    x, at, mask, mask_at, n, shift, high, low, c, ahead, exact, rest, e, kept, e_at, block, start, result, result_at
+):  # fmt: skip
+    return block_exponentials_64 if x.dtype == types.float64 else block_exponentials_32
+
+
+def block_exponentials_32(
+    x, at, mask, mask_at, n, shift, high, low, c, ahead, exact, rest, e, kept, e_at, block, start, result, result_at
+):  # fmt: skip
+    w = lanes(x)
+    j, k = 0, start
+    while j + w <= n:
+        prefetch(x, at + j + ahead)
+        v = load_kept(x, at + j, mask, mask_at + j)
+        v, part, rest = exponential_of(exact, v, shift, high, low, c, rest)
+        prefetch_to_write(e, e_at + j + WRITE_AHEAD)
+        prefetch_to_write(result, result_at + j)
+        store(kept, e_at + j, v)
+        store(block, k, part)
+        j += w
+        k += w
+    return k, rest
+
+
+def block_exponentials_64(
+    x, at, mask, mask_at, n, shift, high, low, c, ahead, exact, rest, e, kept, e_at, block, start, result, result_at
+):  # fmt: skip
+    # half of the work after the other: of chains of operations as long as both few fit into the CPU's queue
+    w = lanes(x)
+    powers = stack_block(x, BLOCK)
+    j = 0
+    while j + w <= n:
+        prefetch(x, at + j + ahead)
+        r, power = reduced_64(load_kept(x, at + j, mask, mask_at + j), shift, high, low)
+        prefetch_to_write(e, e_at + j + WRITE_AHEAD)
+        prefetch_to_write(result, result_at + j)
+        store(block, start + j, r)
+        store(powers, j, power)
+        j += w
+    j, k = 0, start
+    while j + w <= n:
+        v, part, rest = exponential_of_reduced(exact, load(block, k), load(powers, j), c, rest)
+        store(kept, e_at + j, v)
+        store(block, k, part)
+        j += w
+        k += w
+    return k, rest
+
+
+def exponential_of_reduced(exact, r, power, c, rest):
+    """As ``exponential_of``, its second half."""
+
+
+@overload(exponential_of_reduced, **INLINE)
+def exponential_of_reduced_by_type(exact, r, power, c, rest):
+    if exact == types.none:
+        return rounded_of_reduced
+    return lambda exact, r, power, c, rest: in_parts_of_reduced(r, power, c, rest)
+
+
+def rounded_of_reduced(exact, r, power, c, rest):
+    e = of_reduced(r, power, c)
+    return e, e, None
 
 
 def exact_for(x):

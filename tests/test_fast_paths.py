@@ -109,6 +109,16 @@ def test_loop_1_of_the_next_tile_is_in_loop_4(assembly):
     )
 
 
+def test_exponentials_of_float64_are_made_in_two_loops(assembly):
+    # the first ends with the bits of 2**n shifted into place, the second has all but four of the operations
+    (text,) = assembly["float64"]
+    loops = re.findall(r"^(\.LBB\w+):\n((?:(?!\.LBB).*\n)*?\s+j\w+\s+\1\n)", text, flags=re.M)
+    fused = [(len(re.findall(r"\bvfn?m(?:add|sub)\d+pd\s", body)), body) for _, body in loops]
+    shifting = [n for n, body in fused if re.search(r"\svpsllq\s", body)]
+    assert shifting and max(shifting) <= 6  # three for a register or two
+    assert max(n for n, _ in fused) >= 13
+
+
 @pytest.mark.skipif(not FEATURES.get("f16c"), reason="without F16C float16 is converted by bit arithmetic")
 def test_float16_is_converted_by_the_processor(assembly):
     (text,) = assembly["float16"]
@@ -255,7 +265,7 @@ from numbasoft.ops.log_softmax import cpu
 from numbasoft.vector import filled, store_part
 
 @inline
-def marked(g, g_at, log_y, at, n, total, shift, high, low, dx, dx_at):
+def marked(g, g_at, log_y, at, n, total, shift, high, low, g_ahead, ahead, dx, dx_at):
     store_part(dx, dx_at, 1, filled(g, 7.0))
 
 cpu.plain_gradients = marked
