@@ -20,7 +20,7 @@ from numba import cuda
 import numbasoft
 from benchmarks.gpu_host import StandIn, calls
 from numbasoft import elementary
-from numbasoft.cuda import arrays, class_losses, divergence, elementwise, fits, geometry, sampling
+from numbasoft.cuda import arrays, class_losses, divergence, elementwise, fits, geometry, literal, sampling
 from numbasoft.cuda import calls as device_calls
 from numbasoft.ops.fit_temperature.cuda import MOMENTS
 
@@ -368,6 +368,12 @@ def test_arrays_of_the_other_device():
         stream = cuda.stream()
         with pytest.raises(ValueError, match="stream belongs to another device than x"):
             numbasoft.softmax(x, stream=stream)
+        assert cuda.get_current_device().id == 0
+        for name in "softmax", "log_softmax":
+            for given, device in ((x, 1), (other, 0)):
+                y = getattr(literal, name)(given)
+                assert (driver.device, arrays.ordinal_of(address(y))) == (device, device)
+        assert literal.softmax(x[:0]).shape == (0, 300)
         assert cuda.get_current_device().id == 0
 
 
