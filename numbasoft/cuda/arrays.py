@@ -170,7 +170,16 @@ def home_of(value):
     top = type(value).__module__.partition(".")[0]
     if top == "torch" and isinstance(value, sys.modules["torch"].Tensor):
         return TORCH
-    return CUPY if top == "cupy" else OTHER
+    if top == "cupy":
+        return CUPY
+    for name, kind, home in (
+        ("torch", "Tensor", TORCH),
+        ("cupy", "ndarray", CUPY),
+    ):  # classes derived from theirs
+        library = sys.modules.get(name)
+        if isinstance(value, getattr(library, kind, ())):
+            return home
+    return OTHER
 
 
 def quick_look(value):

@@ -202,6 +202,21 @@ def test_streams():
         assert not driver.stream
 
 
+def test_arrays_of_derived_classes_are_of_the_library(monkeypatch):
+    class Theirs:
+        pass
+
+    class Derived(Theirs):
+        pass
+
+    for name, kind, home in ("torch", "Tensor", arrays.TORCH), ("cupy", "ndarray", arrays.CUPY):
+        assert arrays.home_of(Derived()) is arrays.OTHER
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "torch", None)
+            patch.setitem(sys.modules, name, SimpleNamespace(**{kind: Theirs}))
+            assert arrays.home_of(Derived()) is home
+
+
 class ByDLPack:
     """An array of a library that speaks nothing else, on the first device, and the streams that were to wait for it."""
 
