@@ -24,6 +24,7 @@ INTEGERS = {
 NAME = {storage: name for name, storage in (STORAGE | INTEGERS).items()}
 CUDA_DEVICES = 2, 13  # DLPack's names for device memory and for managed memory
 DEFAULT_STREAMS = 0, 1  # CUDA's numbers for a device's own stream
+BY_DLPACK = "by DLPack"  # in place of an array's stream, which its library makes others wait for
 
 
 class Device:
@@ -169,7 +170,16 @@ def home_of(value):
     top = type(value).__module__.partition(".")[0]
     if top == "torch" and isinstance(value, sys.modules["torch"].Tensor):
         return TORCH
-    return CUPY if top == "cupy" else OTHER
+    if top == "cupy":
+        return CUPY
+    for name, kind, home in (
+        ("torch", "Tensor", TORCH),
+        ("cupy", "ndarray", CUPY),
+    ):  # classes derived from theirs
+        library = sys.modules.get(name)
+        if isinstance(value, getattr(library, kind, ())):
+            return home
+    return OTHER
 
 
 def quick_look(value):
@@ -221,7 +231,7 @@ DLPACK_KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
 
 
 def described_by_dlpack(value, name, home):
-    capsule = value.__dlpack__(stream=-1)  # the caller's stream waits for nothing, as with the others
+    capsule = value.__dlpack__(stream=-1)  # no stream waits until it is known which: see wait_for
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     tensor = DLTensor.from_address(pointer(capsule, b"dltensor"))
@@ -232,7 +242,7 @@ def described_by_dlpack(value, name, home):
     if tensor.strides:
         strides = tuple(tensor.strides[i] * tensor.bits // 8 for i in range(tensor.ndim))
     address = (tensor.data or 0) + tensor.byte_offset
-    return Device(value, name, home, address, shape, strides, dtype, False, tensor.device_id, None)
+    return Device(value, name, home, address, shape, strides, dtype, False, tensor.device_id, BY_DLPACK)
 
 
 def bfloat16():
@@ -296,11 +306,20 @@ def numba_stream(handle, ordinal):
 
 
 def wait_for(array, handle, ordinal):
-    """Make a stream wait for what an array's own stream has been given so far."""
-    if array.stream in (None, 0, handle) or (array.stream == 1 and handle == 0) or SIMULATED:
+    """Make a stream wait for what an array's library has been given so far.
+
+    What is done before a graph is launched is not the graph's to wait for, unless it is captured too.
+    """
+    other = array.stream
+    if SIMULATED or other in (None, 0, handle) or (other == 1 and handle == 0):
+        return
+    if is_capturing(handle) and (other == BY_DLPACK or not is_capturing(other)):
+        return
+    if other == BY_DLPACK:
+        array.value.__dlpack__(stream=handle or 1)
         return
     event = cuda.event(timing=False)
-    event.record(numba_stream(int(array.stream), ordinal))
+    event.record(numba_stream(int(other), ordinal))
     event.wait(numba_stream(handle, ordinal))
 
 

@@ -294,9 +294,13 @@ class Call:
         if not SIMULATED and arrays.device_count() > 1:
             self.device = cuda.gpus[self.ordinal]
             self.device.__enter__()
-        arrays.numba_stream(self.handle, self.ordinal)
-        for array in self.given:
-            arrays.wait_for(array, self.handle, self.ordinal)
+        try:
+            arrays.numba_stream(self.handle, self.ordinal)
+            for array in self.given:
+                arrays.wait_for(array, self.handle, self.ordinal)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, *error):

@@ -7,6 +7,7 @@ beside the CPU's loops in ``literal.py``. They run in Numba's CUDA simulator too
 `numbasoft.softmax` takes the same steps with a row in registers; use that.
 """
 
+import contextlib
 import math
 
 import numpy as np
@@ -16,6 +17,8 @@ from .. import checks
 from ..ops.log_softmax import cuda_literal as log_softmax_steps
 from ..ops.softmax import cuda_literal as softmax_steps
 from . import require
+from .arrays import device_count, ordinal_of
+from .jit import SIMULATED
 
 __all__ = ["log_softmax", "softmax"]
 
@@ -62,12 +65,13 @@ def softmax(x, axis=-1):
         y.copy_to_host().round(8)  # array([0.09003057, 0.24472847, 0.66524096])
     """
     x, rows = checked(x, axis)
-    m, e, s, y = per_row(rows), like(rows), per_row(rows), like(rows)
-    run(softmax_steps.maximum, m.size, rows, m)
-    run(softmax_steps.exponentials, rows.size, rows, m, e)
-    run(softmax_steps.sums, s.size, e, s)
-    run(softmax_steps.quotients, rows.size, e, s, y)
-    return y.reshape(*x.shape)
+    with device_of(x):
+        m, e, s, y = per_row(rows), like(rows), per_row(rows), like(rows)
+        run(softmax_steps.maximum, m.size, rows, m)
+        run(softmax_steps.exponentials, rows.size, rows, m, e)
+        run(softmax_steps.sums, s.size, e, s)
+        run(softmax_steps.quotients, rows.size, e, s, y)
+        return y.reshape(*x.shape)
 
 
 def log_softmax(x, axis=-1):
@@ -105,13 +109,14 @@ def log_softmax(x, axis=-1):
         y.copy_to_host()  # array([-5001., -4990.,     0.])
     """
     x, rows = checked(x, axis)
-    m, e, s, log_s, y = per_row(rows), like(rows), per_row(rows), per_row(rows), like(rows)
-    run(log_softmax_steps.maximum, m.size, rows, m)
-    run(log_softmax_steps.exponentials, rows.size, rows, m, e)
-    run(log_softmax_steps.sums, s.size, e, s)
-    run(log_softmax_steps.logarithms, s.size, s, log_s)
-    run(log_softmax_steps.differences, rows.size, rows, m, log_s, y)
-    return y.reshape(*x.shape)
+    with device_of(x):
+        m, e, s, log_s, y = per_row(rows), like(rows), per_row(rows), per_row(rows), like(rows)
+        run(log_softmax_steps.maximum, m.size, rows, m)
+        run(log_softmax_steps.exponentials, rows.size, rows, m, e)
+        run(log_softmax_steps.sums, s.size, e, s)
+        run(log_softmax_steps.logarithms, s.size, s, log_s)
+        run(log_softmax_steps.differences, rows.size, rows, m, log_s, y)
+        return y.reshape(*x.shape)
 
 
 def checked(x, axis):
@@ -128,6 +133,13 @@ def checked(x, axis):
         return x, x.reshape(math.prod(x.shape[:axis]), n, math.prod(x.shape[axis + 1 :]))
     except NotImplementedError:
         raise ValueError(f"x has strides {x.strides}, but must be C-ordered") from None
+
+
+def device_of(x):
+    """What to enter to launch kernels on the device that x is on."""
+    if SIMULATED or device_count() == 1:
+        return contextlib.nullcontext()
+    return cuda.gpus[ordinal_of(x.device_ctypes_pointer.value)]
 
 
 def like(rows):

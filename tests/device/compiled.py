@@ -287,6 +287,7 @@ def nearest_to_a_spill():
     """Kernels of losses that have spilled or been over their budget, for the architecture where they were."""
     named = {
         "kl_divergence.forward_columns-f8-f8": (9, 0), "cross_entropy.combine-f4-spread-True-f4": (9, 0),
+        "cross_entropy.columns-f4-weighted-False-f4": (12, 0),
         "cross_entropy.columns-f8-weighted-False-f8": (9, 0), "cross_entropy.combine-f8-weighted-True-f8": (10, 0),
         "kl_divergence.terms-b2-False": (9, 0), "kl_divergence.terms-f2-True": (8, 0),
         "cross_entropy.rows-f8-class-True-f8-8-False": (8, 0), "cross_entropy.rows-b2-weighted-True-b2-1-False": (10, 0),

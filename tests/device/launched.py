@@ -20,7 +20,7 @@ from numba import cuda
 import numbasoft
 from benchmarks.gpu_host import StandIn, calls
 from numbasoft import elementary
-from numbasoft.cuda import arrays, class_losses, divergence, elementwise, fits, geometry, sampling
+from numbasoft.cuda import arrays, class_losses, divergence, elementwise, fits, geometry, literal, sampling
 from numbasoft.cuda import calls as device_calls
 from numbasoft.ops.fit_temperature.cuda import MOMENTS
 
@@ -202,6 +202,72 @@ def test_streams():
         assert not driver.stream
 
 
+def test_arrays_of_derived_classes_are_of_the_library(monkeypatch):
+    class Theirs:
+        pass
+
+    class Derived(Theirs):
+        pass
+
+    for name, kind, home in ("torch", "Tensor", arrays.TORCH), ("cupy", "ndarray", arrays.CUPY):
+        assert arrays.home_of(Derived()) is arrays.OTHER
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "torch", None)
+            patch.setitem(sys.modules, name, SimpleNamespace(**{kind: Theirs}))
+            assert arrays.home_of(Derived()) is home
+
+
+class ByDLPack:
+    """An array of a library that speaks nothing else, on the first device, and the streams that were to wait for it."""
+
+    def __init__(self, shape):
+        self.array, self.streams = np.zeros(shape, "f4"), []
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, *, stream=None):
+        self.streams.append(stream)
+        return self.array.__dlpack__()
+
+
+def test_streams_wait_for_arrays_that_speak_dlpack():
+    with cuda.gpus[0]:
+        stream = cuda.stream()
+    handle = int(stream.handle)
+    x, y = ByDLPack((4, 300)), ByDLPack((4, 300))
+    for given, waiting in (None, 1), (stream, handle), (2, 2):
+        assert launches(lambda given=given: numbasoft.softmax(x, out=y, stream=given)) == 1
+        assert x.streams == y.streams == [-1, waiting]
+        x.streams.clear(), y.streams.clear()
+    driver.capture(handle)
+    try:  # a graph begins when that is done
+        numbasoft.softmax(x, out=y, stream=stream)
+    finally:
+        driver.capture(None)
+    assert x.streams == y.streams == [-1]
+
+
+def test_streams_wait_for_the_stream_of_an_interface(monkeypatch):
+    x, y, of_x, stream = there((4, 300)), there((4, 300)), cuda.stream(), cuda.stream()
+    x = SimpleNamespace(__cuda_array_interface__=x.__cuda_array_interface__ | {"stream": int(of_x.handle)})
+    seen, event = [], cuda.event
+
+    def recorded(timing):
+        seen.append(timing)
+        return event(timing)
+
+    monkeypatch.setattr(cuda, "event", recorded)
+    for given, captured, waits in (of_x, None, 0), (stream, None, 1), (None, None, 1), (stream, stream, 0):
+        seen.clear()
+        driver.capture(captured and int(captured.handle))
+        try:
+            numbasoft.softmax(x, out=y, stream=given)
+        finally:
+            driver.capture(None)
+        assert len(seen) == waits
+
+
 def test_overlap_is_found_in_repeated_calls_too():
     memory, out = there((5, 300)), there((4, 300))
     x = memory[:4]
@@ -314,6 +380,15 @@ def test_arrays_of_the_other_device():
                 assert driver.device == device
         with pytest.raises(ValueError, match="out is on device 1 and x on device 0"):
             numbasoft.softmax(other, out=y)
+        stream = cuda.stream()
+        with pytest.raises(ValueError, match="stream belongs to another device than x"):
+            numbasoft.softmax(x, stream=stream)
+        assert cuda.get_current_device().id == 0
+        for name in "softmax", "log_softmax":
+            for given, device in ((x, 1), (other, 0)):
+                y = getattr(literal, name)(given)
+                assert (driver.device, arrays.ordinal_of(address(y))) == (device, device)
+        assert literal.softmax(x[:0]).shape == (0, 300)
         assert cuda.get_current_device().id == 0
 
 
