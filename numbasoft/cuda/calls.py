@@ -112,7 +112,7 @@ def forward_steps(operation, storage, temperature, masked, where_from, aligned, 
         of_y = (strides[-1][0], strides[-1][2]) if operation.reduced else strides[-1]
         blocks, threads = geometry.column_blocks(outer, inner), geometry.column_threads(n)
         arguments = x, *strides[0], mask, *of_mask, n, inner, *numbers, y, *of_y
-        most = geometry.column_bounds(storage, heavy=False)
+        most = geometry.column_bounds(storage, heavy=False, masked=masked)
         return Prepared((one(operation.columns, (storage, masked), blocks, threads, most, *arguments),), 0)
 
     rows, n, pitches, steps = where_from

@@ -148,7 +148,7 @@ def fills_block(vectors, storage, in_pairs=False):
 def row_bounds(vectors, storage, masked):
     """Of a kernel for rows."""
     threads = most_threads(vectors, storage, masked)
-    return (threads, 2) if masked and vectors == 1 and ITEMSIZE[storage] == 2 else threads
+    return (threads, 2) if masked and vectors == 1 and storage != "f8" else threads
 
 
 # Of a kernel that keeps rows in shared memory: told the threads alone ptxas aims at two blocks of 1024 and keeps to 32
@@ -156,11 +156,11 @@ def row_bounds(vectors, storage, masked):
 RESIDENT_BOUNDS = LONE_THREADS, 1
 
 
-def column_bounds(storage, heavy):
+def column_bounds(storage, heavy, masked=False):
     """Of a kernel that reads columns again and again; ``heavy`` are gradients and divergences."""
     if storage == "f8":
         return MOST_COLUMN_THREADS, 1
-    return (MOST_COLUMN_THREADS, 2) if heavy else MOST_COLUMN_THREADS
+    return (MOST_COLUMN_THREADS, 2) if heavy or (masked and storage == "f4") else MOST_COLUMN_THREADS
 
 
 def loss_row_bounds(vectors, storage, in_pairs, gradient):
@@ -175,9 +175,8 @@ def loss_row_bounds(vectors, storage, in_pairs, gradient):
 
 def loss_column_bounds(storage):
     """Of a cross-entropy's kernel for columns."""
-    # float32: told the threads alone ptxas keeps to 64 registers and spills 16 bytes of weighted losses on sm_120
-    blocks = {"f4": 3, "f8": 2}.get(storage)
-    return (LOSS_COLUMN_THREADS, blocks) if blocks else LOSS_COLUMN_THREADS
+    # told the threads alone ptxas keeps to 64 registers in float32, to 48 in 16 bits, and spills 16 bytes on sm_120
+    return LOSS_COLUMN_THREADS, 2 if storage == "f8" else 3
 
 
 def loss_share_bounds(storage):

@@ -91,7 +91,10 @@ def kernels(storage):
                 yield Kernel(room.forward, options, size, most, vectors, vectors * stores)
         for masked in False, True:
             yield Kernel(
-                room.forward_columns, (*kinds, masked), "columns", geometry.column_bounds(storage, False)
+                room.forward_columns,
+                (*kinds, masked),
+                "columns",
+                geometry.column_bounds(storage, False, masked),
             )
     n, part = geometry.SEGMENT_VECTORS[storage], geometry.LAST_VECTORS[storage]
     for room in softmax, log_softmax:
@@ -284,15 +287,17 @@ def chosen():
 
 
 def nearest_to_a_spill():
-    """Kernels of losses that have spilled or been over their budget, for the architecture where they were."""
+    """Kernels that have spilled or been over their budget, for the architecture where they were."""
     named = {
         "kl_divergence.forward_columns-f8-f8": (9, 0), "cross_entropy.combine-f4-spread-True-f4": (9, 0),
-        "cross_entropy.columns-f4-weighted-False-f4": (12, 0),
+        "log_softmax.forward-f4-1-False-True": (12, 0), "log_softmax.forward_columns-f4-True": (10, 0),
+        "cross_entropy.columns-f4-weighted-False-f4": (12, 0), "cross_entropy.columns-b2-probabilities-False-b2": (12, 0),
         "cross_entropy.columns-f8-weighted-False-f8": (9, 0), "cross_entropy.combine-f8-weighted-True-f8": (10, 0),
         "kl_divergence.terms-b2-False": (9, 0), "kl_divergence.terms-f2-True": (8, 0),
         "cross_entropy.rows-f8-class-True-f8-8-False": (8, 0), "cross_entropy.rows-b2-weighted-True-b2-1-False": (10, 0),
     }  # fmt: skip
-    found = [(kernel, named[kernel.name]) for s in EVERY for kernel in losses(s) if kernel.name in named]
+    made = [kernel for s in EVERY for kernel in (*kernels(s), *losses(s))]
+    found = [(kernel, named[kernel.name]) for kernel in made if kernel.name in named]
     assert len(found) == len(named)
     return found
 
