@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import NoReturn
 
 FUNCTIONS = ("softmax", "log_softmax", "logsumexp")
+OF_THE_REPORT = ("json", "markdown", "plot", "quick", "threads", "rounds")
 
 
 class Parser(argparse.ArgumentParser):
     """Errors in one sentence."""
 
     def error(self, message: str) -> NoReturn:
+        if message == "argument --axis: expected one argument":
+            message += "; what begins with - is written --axis=-2,-1"
         fail(message)
 
 
@@ -92,6 +95,9 @@ def parser() -> Parser:
 
 
 def convert(arguments) -> int:
+    given = next((name for name in OF_THE_REPORT if getattr(arguments, name)), None)
+    if given:
+        fail(f"--{given} is an option of the report, which {arguments.command} does not make")
     import numbasoft
     from numbasoft.report import files
 

@@ -449,11 +449,14 @@ def test_wrong_files_and_arguments(tmp_path, capsys):
         "does not exist": [x, tmp_path / "none" / "y.npy"],
         "axis": [x, y, "--axis", "2"],
         "integer": [x, y, "--axis", "last"],
+        "written --axis=-2,-1": [x, y, "--axis", "-2,-1"],
         "temperature": [x, y, "--temperature", "0"],
         "OUTPUT": [x],
         "--memory": [x, y, "--memory", "0"],
     }.items():
         assert words in failure(capsys, "softmax", *arguments)
+    for option in (["--json"], ["--threads", "1"], ["--plot", tmp_path / "y.png"]):
+        assert f"{option[0]} is an option of the report" in failure(capsys, *option, "softmax", x, y)
     assert sorted(os.listdir(tmp_path)) == before
 
 

@@ -316,7 +316,8 @@ def test_without_numba_cuda_a_call_says_what_to_install(name, protocol, without)
         CALLS[name](Elsewhere(np.zeros((2, 3), np.float32), protocol))
 
 
-def test_without_numba_cuda_the_device_functions_say_what_to_install():
+@pytest.mark.parametrize("simulated", "01")
+def test_without_numba_cuda_the_device_functions_say_what_to_install(simulated):
     code = (
         "import importlib, importlib.util as util\n"
         "find_spec = util.find_spec\n"
@@ -324,7 +325,10 @@ def test_without_numba_cuda_the_device_functions_say_what_to_install():
         "try: importlib.import_module('numbasoft.cuda.device')\n"
         "except ImportError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": simulated},
+    )  # fmt: skip
     assert done.stdout.startswith("numbasoft.cuda needs numba-cuda, which is not installed")
 
 

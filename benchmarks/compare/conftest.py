@@ -1,4 +1,4 @@
-"""``pytest benchmarks/compare --library NAME``: one library in one process, since thread pools disturb each other."""
+"""``python -m pytest benchmarks/compare --library NAME``: one library in one process, since thread pools disturb each other."""
 
 import os
 

@@ -68,10 +68,8 @@ def too_old(major: int, minor: int) -> str | None:
 
 
 def is_installed() -> bool:
-    """Whether there is numba-cuda, or Numba's simulator of it is asked for."""
-    from numba.core import config
-
-    return bool(config.ENABLE_CUDASIM) or importlib.util.find_spec("numba_cuda") is not None
+    """Whether there is numba-cuda: the simulator inside Numba itself lacks what kernels use, too."""
+    return importlib.util.find_spec("numba_cuda") is not None
 
 
 def __getattr__(name: str) -> ModuleType:
