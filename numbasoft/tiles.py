@@ -18,8 +18,8 @@ ROWS = 16
 TILE = 2048  # elements; 16 KiB of float32 in and out stay in a first cache of 32 KiB
 
 # Elements are asked for while the tile before theirs is done, or the row before, in which there is nothing to
-# wait for but arithmetic. Rows longer than this do not stay in any cache till then.
-LONGEST_ASKED_FOR = 1 << 21
+# wait for but arithmetic. Rows longer than this do not stay in the second cache till then.
+LONGEST_ASKED_FOR = 1 << 18
 
 # A row whose other exponentials sum to less than this part of the largest is confident: what it
 # needs is their sum by itself, as 1 + 1e-18 is 1 in every float, while log1p(1e-18) is not 0.
