@@ -212,7 +212,7 @@ def parts_32(x, shift, high, low, c):
 
 @inline
 def reduced_64(x, shift, high, low):
-    """The first half: r and a power of two; the exponential is their product with 2**r in place of r."""
+    """The first half of an exponential: r, and a power of two whose product with 2**r it is."""
     centre, magic, rest, lowest, fraction = shift
     d = maximum(lowest, x - centre)
     t = fma(d, high, fraction) + magic
