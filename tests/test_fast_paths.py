@@ -287,6 +287,25 @@ def test_gradients_of_ordinary_rows_take_the_short_loop(tmp_path):
     assert hot == [False] * 5
 
 
+ASKING = """
+import json
+import numpy as np
+import numbasoft
+from numbasoft.ops.log_softmax import cpu
+
+x = np.zeros((3, 100), np.float32)
+numbasoft.log_softmax_backward(x, numbasoft.log_softmax(x))
+print(json.dumps([cpu.backward.inspect_asm(s) for s in cpu.backward.signatures]))
+"""
+
+
+def test_gradients_of_log_softmax_ask_for_the_next_row_of_both_inputs(tmp_path):
+    (text,) = run_fresh(ASKING, tmp_path)
+    loops = re.findall(r"^(\.LBB\w+):\n((?:(?!\.LBB).*\n)*?\s+j\w+\s+\1\n)", text, flags=re.M)
+    asking = [body for _, body in loops if len(re.findall(r"\sprefetcht0\s", body)) == 2]
+    assert any(re.search(r"\svfn?m(?:add|sub)\d+ps\s", body) for body in asking)
+
+
 COMPILED = """
 import json
 import numpy as np
