@@ -27,6 +27,9 @@ BLOCK = 1 << 19
 CALL = 1 << 26
 
 
+# Longer rows are added up in segments (see numbasoft.passes), which no kernel for columns does.
+LONGEST_COLUMN = 1 << 14
+
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 LAST = -1  # the default of axis
 
@@ -135,6 +138,26 @@ def as_rows(array, axes):
     return view
 
 
+def columns_order(array, axes):
+    """The axes before and behind ``axes`` in memory, if they can be told apart and there are any behind; or None."""
+    step = min([abs(array.strides[a]) for a in axes], default=0)
+    others = [i for i in range(array.ndim) if i not in axes]
+    behind = [i for i in others if abs(array.strides[i]) < step]
+    before = others[: len(others) - len(behind)]
+    return (before, behind) if behind and before + behind == others else None
+
+
+def as_columns(array, order, shape):
+    """The (outer, n, inner) view of an array, or None if there is no such view with inner contiguous."""
+    if not array.dtype.isnative or not array.flags.aligned:
+        return None
+    try:
+        view = array.transpose(order).reshape(shape, copy=False)
+    except ValueError:
+        return None
+    return view if view.strides[2] == view.itemsize else None
+
+
 def trailing(ndim, count):
     return tuple(range(ndim - count, ndim))
 
@@ -145,7 +168,7 @@ def last(array, axes):
     return array.transpose(others + axes)
 
 
-def over_rows(run, full, reduced, axes, dtype):
+def over_rows(run, full, reduced, axes, dtype, along_columns=None):
     """Call ``run`` on 2-D blocks of rows that together make up the arrays.
 
     ``full`` are arrays of the input's shape, the last of them written unless it is None;
@@ -168,7 +191,41 @@ def over_rows(run, full, reduced, axes, dtype):
             rows = slice(start, start + step)
             run([None if v is None else kernel_view(v[rows]) for v in views], [r[rows] for r in reduced])
         return
-    stage(run, full, reduced, axes, dtype)
+    if along_columns is None or not over_columns(along_columns, run, full, reduced, axes, dtype):
+        stage(run, full, reduced, axes, dtype)
+
+
+def over_columns(along_columns, run, full, reduced, axes, dtype):
+    """Call ``along_columns`` on (outer, n, inner) views of the arrays if there are any; whether there are.
+
+    ``reduced`` are then (outer, inner). Parts that it returns, as indices, it has left to ``run``.
+    """
+    like = full[0]
+    order = columns_order(like, axes)
+    if order is None:
+        return False
+    outer, n, inner = shape = [
+        math.prod([like.shape[a] for a in part]) for part in (order[0], axes, order[1])
+    ]
+    views = []
+    for array in full:
+        if array is not None and array.dtype != dtype:
+            return False
+        view = None if array is None else as_columns(array, (*order[0], *axes, *order[1]), shape)
+        if view is None and array is not None:
+            return False
+        views.append(None if view is None else kernel_view(view))
+    if n > LONGEST_COLUMN:
+        return False
+    reduced = [r.reshape((outer, inner)) for r in reduced]
+    high, wide = max(1, CALL // (n * inner)), max(1, CALL // n)
+    for i in range(0, outer, high):
+        for k in range(0, inner, wide):
+            part = slice(i, i + high), slice(None), slice(k, k + wide)
+            some = [None if v is None else v[part] for v in views]
+            for index in along_columns(some, [r[part[0], part[2]] for r in reduced]) or ():
+                stage(run, [None if v is None else v[index] for v in some], [], (1,), some[0].dtype)
+    return True
 
 
 def stage(run, full, reduced, axes, dtype):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from . import jit, split
+from . import columns, jit, split
 from .passes import SEGMENT, WRITE_AHEAD
 from .tiles import TILE
 from .vector.types import LANES
@@ -19,12 +19,18 @@ SHARED = 3 << 15
 # So few rows, whatever their length, are done one by one.
 FEWEST = 8
 
+# Tiles of columns larger than this, in bytes, are half as wide: the second cache does not hold them. Still narrower
+# ones are no faster, as little as is left of one when it is read again.
+ROOM = 1 << 20
+
 # 16-bit rows longer than this get no room for their exponentials: those are computed twice.
 LONGEST_WORK = 1 << 18
 
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
 KINDS = {
-    np.dtype(np.float32): types.float32,
-    np.dtype(np.float64): types.float64,
+    FLOAT32: types.float32,
+    FLOAT64: types.float64,
     np.dtype(np.int16): types.int16,  # float16
     np.dtype(np.uint16): types.uint16,  # bfloat16
     np.dtype(np.uint8): types.uint8,  # masks, and 8, 16, 32 and 64 bits to be copied
@@ -70,6 +76,42 @@ def launch(serial, parallel, key, inputs, outputs, rows, size):
                 return
     function = CODE.get((serial, key)) or compiled(serial, key, inputs, outputs)
     function(*inputs, *outputs)
+
+
+def launch_columns(serial, parallel, key, inputs, outputs, rooms=1):
+    """As ``launch``, for kernels along the middle axis of the first input (see numbasoft.columns).
+
+    Each thread has room for as many tiles as ``rooms`` says. Returned is how many rows a tile has.
+    """
+    x = inputs[0]
+    n = x.shape[1]
+    kind, w = (FLOAT64, LANES["float64"]) if is_wide(x.dtype) else (FLOAT32, LANES["float32"])
+    planes = columns.PLANES
+    if n * planes * w * kind.itemsize * rooms > ROOM:
+        planes //= 2
+    while planes > 1 and columns.tiles_of(x, planes, w) < 2 * jit.threads():
+        planes //= 2
+    tiles = columns.tiles_of(x, planes, w)
+    work = workspace(min(jit.threads(), tiles), n * planes * w * rooms, kind)
+    launch(serial, parallel, key, (*inputs, planes), (work, *outputs), tiles, x.size)
+    return planes * w
+
+
+def launch_plain_columns(serial, parallel, key, inputs, output):
+    """As ``launch_columns``, for gradients; the parts of the arrays that are left as they were, as indices.
+
+    In these are numbers for which the plain formula does not do.
+    """
+    outer, _, inner = inputs[0].shape
+    left = np.zeros((outer, inner), np.uint8)
+    wide = launch_columns(serial, parallel, key, inputs, (left, output), rooms=2)
+    if not left.any():
+        return []
+    parts = []
+    for i in range(outer):
+        ends = np.flatnonzero(np.diff(left[i, ::wide], prepend=0, append=0)) * wide
+        parts += [(slice(i, i + 1), slice(None), slice(*pair)) for pair in ends.reshape(-1, 2).tolist()]
+    return parts
 
 
 def split_rows(rows, n):

@@ -222,3 +222,26 @@ def around_limits(storage, room, in_pairs=False, masked=False):
             found |= {low * step, high * step}
             n = high
     return sorted(found)
+
+
+def rows_of_every_kind(dtype, n, rng):
+    """Rows of n logits, some of them special; as many as two full groups and a part of one."""
+    rows = [rng.normal(0, scale, (12, n)) for scale in (1e-6, 1, 30)]
+    rows.append(rng.normal(100, 3, (6, n)))
+    special = rng.normal(0, 1, (11, n))
+    special[rng.random((11, n)) < 0.3] = -np.inf
+    special[3, 0], special[5, -1], special[7] = np.inf, np.nan, -np.inf
+    confident = rng.normal(0, 1, (4, n))
+    confident[:, 0] += 40
+    x = np.concatenate([*rows, special, confident]).astype(dtype)
+    return x[rng.permutation(len(x))]
+
+
+def one_by_one(function, *arrays, **more):
+    return np.concatenate([function(*(a[i : i + 1] for a in arrays), **more) for i in range(len(arrays[0]))])
+
+
+def assert_same_bits(a, b):
+    assert a.dtype == b.dtype and a.shape == b.shape
+    same = a.view(f"u{a.itemsize}") == b.view(f"u{b.itemsize}")
+    assert np.all(same | (np.isnan(a) & np.isnan(b)))

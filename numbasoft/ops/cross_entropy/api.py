@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary, jit
 from ...arrays import Array
-from ...launch import are_narrow, computing_dtype, is_wide, launch, workspace
+from ...launch import are_narrow, computing_dtype, is_wide, launch, launch_columns, workspace
 from ...totals import total
 from . import cpu
 
@@ -455,7 +455,21 @@ def losses(rows, g, dx):
         key = x.dtype, q is None, rows.weights is None, rows.spread is None, dx is None
         launch(cpu.forward, cpu.forward_parallel, key, inputs, (loss, dx), x.shape[0], x.size)
 
-    arrays.over_rows(call, [rows.x, rows.q, dx], reduced, (rows.axis,), rows.compute)
+    def along_columns(full, numbers):
+        x, _, dx = full
+        target, own, *g, loss = numbers
+        inputs = x, target, own, g[0] if g else None, rows.z, *rows.factors
+        launch_columns(cpu.columns, cpu.columns_parallel, (x.dtype, dx is None), inputs, (loss, dx))
+
+    is_class_alone = rows.q is None and rows.spread is None
+    arrays.over_rows(
+        call,
+        [rows.x, rows.q, dx],
+        reduced,
+        (rows.axis,),
+        rows.compute,
+        along_columns if is_class_alone else None,
+    )
     return loss
 
 

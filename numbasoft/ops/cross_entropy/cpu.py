@@ -13,6 +13,8 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
+from ...columns import MOST as MOST_COLUMNS
+from ...columns import gathered, plane_counted, plane_exponentials, spread, tile, tiles_of
 from ...confident import logs_of_parts, others_of
 from ...elementary import coefficients, exponential, largest, least, shift_of, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
@@ -643,10 +645,19 @@ def parted_columns(
 ):
     """As ``parted``, for every row of a group."""
     w = lanes(e)
-    rest = stack_block(e, MOST)
-    alone, alone_lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
-    zero = filled(m, 0.0)
-    most = zero
+    if any_confident(w, m, own_logit, e_own, total, lost, others, apart, both):
+        rest = stack_block(e, MOST)
+        alone, alone_lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+        for j in range(n):
+            store(rest, j * w, select(k == j, 0.0, counted(load(e, j * w))))
+        sums_of_columns(rest, None, n, False, alone, alone_lost)
+        put_apart(w, m, own_logit, e_own, alone, alone_lost, total, lost, others, apart, both)
+
+
+@inline
+def any_confident(w, m, own_logit, e_own, total, lost, others, apart, both):
+    """The sums without the classes, of w rows, and whether any is so small that it is to be summed by itself."""
+    most = filled(total, 0.0)
     for r in range(0, w, 8):
         s = load(total, r)
         v = (s - load(e_own, r)) + load(lost, r)
@@ -655,20 +666,22 @@ def parted_columns(
         store(others, r, v)
         store(apart, r, select(is_top, v, -1.0))
         store(both, r, s + load(lost, r))
-    if max_across(most) > 0.0:
-        for j in range(n):
-            store(rest, j * w, select(k == j, 0.0, counted(load(e, j * w))))
-        sums_of_columns(rest, None, n, False, alone, alone_lost)
-        for r in range(0, w, 8):
-            s, v = load(total, r), load(others, r)
-            is_alone = (load(own_logit, r) == load(m, r)) & (v < s * CONFIDENT)
-            v = select(is_alone, load(alone, r) + load(alone_lost, r), v)
-            high, low = two_sum(load(e_own, r), v)
-            store(others, r, v)
-            store(apart, r, select(is_alone, v, load(apart, r)))
-            store(both, r, select(is_alone, high + low, load(both, r)))
-            store(total, r, select(is_alone, high, s))
-            store(lost, r, select(is_alone, low, load(lost, r)))
+    return max_across(most) > 0.0
+
+
+@inline
+def put_apart(w, m, own_logit, e_own, alone, alone_lost, total, lost, others, apart, both):
+    """The sums ``alone`` of the other exponentials into those rows that need them."""
+    for r in range(0, w, 8):
+        s, v = load(total, r), load(others, r)
+        is_alone = (load(own_logit, r) == load(m, r)) & (v < s * CONFIDENT)
+        v = select(is_alone, load(alone, r) + load(alone_lost, r), v)
+        high, low = two_sum(load(e_own, r), v)
+        store(others, r, v)
+        store(apart, r, select(is_alone, v, load(apart, r)))
+        store(both, r, select(is_alone, high + low, load(both, r)))
+        store(total, r, select(is_alone, high, s))
+        store(lost, r, select(is_alone, low, load(lost, r)))
 
 
 @kernel
@@ -683,6 +696,121 @@ def narrow_parallel(x, target, own, g, z, high, low, ih, il, loss, dx, blocks):
     for b in prange(blocks):
         i, j = b * rows // blocks, (b + 1) * rows // blocks
         narrow_rows(x, target, own, g, z, high, low, ih, il, i, j, loss, dx)
+
+
+@inline
+def column_tiles(
+    x,  # IN   (outer, n, inner)
+    target,  # IN   (outer, inner) each row's class, IGNORED where it does not count
+    own,  # IN   (outer, inner) what q holds for that class; it holds nothing else
+    g,  # IN   (outer, inner) what gradients are multiplied with; or None
+    z,  # IN   the factor of lse**2
+    high,  # IN   log2(e) / T in two parts
+    low,
+    inverse_high,  # IN   1 / T in two parts
+    inverse_low,
+    planes,  # IN   how many planes a tile has
+    work,  # WORK (blocks, n times the rows of a tile)
+    start,  # IN   the tiles to do: start <= u < stop
+    stop,
+    block,  # IN   the row of work to use
+    loss,  # OUT  (outer, inner)
+    dx,  # OUT  (outer, n, inner) or None
+):
+    n, w, room = x.shape[1], lanes(x), work[block]
+    inverse = np.float64(inverse_high) + np.float64(inverse_low)
+    m, place = stack_array(x, MOST_COLUMNS), stack_array(np.int64, ROWS)
+    own_of, g_of = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    top, own_logit = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    alone, alone_lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    e_own, others = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    apart, both = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    log, lse = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    value, zeros = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second, after = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    limit, none, ignored = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    unit, dx_own = stack_array(x, ROWS), stack_array(x, ROWS)
+    for u in range(start, stop):
+        i, k, width = tile(x, planes, u)
+
+        # loop 1: the maximum of every row
+        gathered(x[i], k, width, room, 0, m)
+        for p in range(0, width, w):
+            at, count = p * n, min(w, width - p)
+            numbers_of(load(m, p), top)
+            for r in range(count):
+                place[r], own_of[r], g_of[r] = (
+                    target[i, k + p + r],
+                    own[i, k + p + r],
+                    number_at(g, i, k + p + r),
+                )
+                ignored[r] = 1.0 if place[r] == IGNORED else 0.0
+                own_logit[r] = 0.0 if place[r] == IGNORED else room[at + place[r] * w + r]
+
+            # loops 2 and 3: exp of every element after the shift, and the sum of every row
+            plane_exponentials(
+                room, at, n, shift_of(load(m, p), high, low), high, low, None, room, total, lost
+            )
+            for r in range(count):
+                e_own[r] = (
+                    largest(x) if dx is None else 0.0 if place[r] == IGNORED else room[at + place[r] * w + r]
+                )
+            if any_confident(w, top, own_logit, e_own, total, lost, others, apart, both):
+                # the gradient at the classes is dx_own, so that their exponentials may go
+                for r in range(count):
+                    if place[r] != IGNORED:
+                        room[at + place[r] * w + r] = 0.0
+                plane_counted(room, at, n, alone, alone_lost)
+                put_apart(w, top, own_logit, e_own, alone, alone_lost, total, lost, others, apart, both)
+            logs_of_parts(apart, both, w, x, log)
+            losses_of(target, None, own_of, top, own_logit, inverse, log, zeros, zeros, z, w, lse, value)
+            for r in range(count):
+                loss[i, k + p + r] = 0.0 if place[r] == IGNORED else value[r]
+
+            # loop 4: every exponential divided by the sum of its row, less its q
+            if dx is not None:
+                factors_of(
+                    g_of, own_of, zeros, zeros, zeros, e_own, others, total, lost, lse, z, inverse, w, x,
+                    first, second, after, limit, none, unit, dx_own,
+                )  # fmt: skip
+                one, two, three = load(first, 0), load(second, 0), load(after, 0)
+                below, instead, is_ignored = load(limit, 0), load(none, 0), load(ignored, 0) == 1.0
+                for j in range(at, at + n * w, w):
+                    v = load(room, j)
+                    v = select(v < below, instead, fma(v, one, v * two) * three)
+                    store(room, j, select(is_ignored, 0.0, v))
+                for r in range(count):
+                    if place[r] != IGNORED:
+                        room[at + place[r] * w + r] = dx_own[r]
+        if dx is not None:
+            spread(room, 0, dx[i], k, width)
+
+
+def number_at(numbers, i, k):
+    """As ``number``, of a matrix."""
+
+
+@overload(number_at, **INLINE)
+def number_at_by_type(numbers, i, k):
+    if numbers == types.none:
+        return lambda numbers, i, k: 0.0
+    return lambda numbers, i, k: numbers[i, k]
+
+
+@kernel
+def columns(x, target, own, g, z, high, low, ih, il, planes, work, loss, dx):
+    """``forward`` along an axis with others behind it, for targets that are a class alone (see numbasoft.columns)."""
+    tiles = tiles_of(x, planes, lanes(x))
+    column_tiles(x, target, own, g, z, high, low, ih, il, planes, work, 0, tiles, 0, loss, dx)
+
+
+@parallel_kernel
+def columns_parallel(x, target, own, g, z, high, low, ih, il, planes, work, loss, dx, blocks):
+    tiles = tiles_of(x, planes, lanes(x))
+    for b in prange(blocks):
+        i, j = b * tiles // blocks, (b + 1) * tiles // blocks
+        column_tiles(x, target, own, g, z, high, low, ih, il, planes, work, i, j, np.int64(b), loss, dx)
 
 
 # The gradient from a saved log-sum-exp.

@@ -9,7 +9,17 @@ from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary
 from ...arrays import Array, Axis
-from ...launch import are_narrow, computing_dtype, is_wide, launch, segments_of, shared_work, split_rows
+from ...launch import (
+    are_narrow,
+    computing_dtype,
+    is_wide,
+    launch,
+    launch_columns,
+    launch_plain_columns,
+    segments_of,
+    shared_work,
+    split_rows,
+)
 from . import cpu
 
 
@@ -96,7 +106,10 @@ def log_softmax(
         return y
     compute = computing_dtype(dtype, t)
     factors = (*elementary.scale(t, is_wide(compute)), *elementary.inverse(t, is_wide(compute)))
-    arrays.over_rows(lambda full, _: forward(*full, factors), [x, mask, y], [], axes, compute)
+    arrays.over_rows(
+        lambda full, _: forward(*full, factors), [x, mask, y], [], axes, compute,
+        None if mask is not None or t != 1.0 else lambda full, _: forward_columns(*full, factors),
+    )  # fmt: skip
     return y
 
 
@@ -110,6 +123,11 @@ def forward(x, mask, y, factors):
         return
     inputs = x, mask, *factors
     launch(cpu.forward, cpu.forward_parallel, (x.dtype, mask is None), inputs, (y,), x.shape[0], x.size)
+
+
+def forward_columns(x, _, y, factors):
+    """log_softmax along the middle axis of x into y."""
+    launch_columns(cpu.columns, cpu.columns_parallel, x.dtype, (x, *factors[:2]), (y,))
 
 
 def split_forward(x, mask, y, factors):
@@ -196,7 +214,10 @@ def log_softmax_backward(
         grad, log_y = grad.astype(dtype), log_y.astype(dtype)
     compute = computing_dtype(dtype, t)
     factors = *elementary.scale(1.0, is_wide(compute)), *elementary.inverse(t, True)
-    arrays.over_rows(lambda full, _: backward(*full, *factors), [grad, log_y, dx], [], axes, compute)
+    arrays.over_rows(
+        lambda full, _: backward(*full, *factors), [grad, log_y, dx], [], axes, compute,
+        None if t != 1.0 else lambda full, _: backward_columns(*full, factors),
+    )  # fmt: skip
     return dx
 
 
@@ -209,6 +230,12 @@ def backward(g, log_y, dx, *factors):
     if are_narrow(g):
         run = cpu.narrow_backward, cpu.narrow_backward_parallel
     launch(*run, g.dtype, (g, log_y, *factors), (dx,), g.shape[0], g.size)
+
+
+def backward_columns(g, log_y, dx, factors):
+    """The gradient along the middle axis of log_y into dx, but for the parts returned."""
+    run = cpu.backward_columns, cpu.backward_columns_parallel
+    return launch_plain_columns(*run, g.dtype, (g, log_y, *factors[:2]), dx)
 
 
 def split_backward(g, log_y, dx, factors):

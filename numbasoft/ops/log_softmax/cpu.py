@@ -6,6 +6,8 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
+from ...columns import MOST as MOST_COLUMNS
+from ...columns import gathered, plane_logarithms, plane_sum, spread, tile, tiles_of
 from ...elementary import coefficients, exponential, largest, shift_of
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...narrow import (
@@ -213,6 +215,56 @@ def narrow_parallel(x, high, low, y, blocks):
     rows = x.shape[0]
     for b in prange(blocks):
         narrow_rows(x, high, low, b * rows // blocks, (b + 1) * rows // blocks, y)
+
+
+@inline
+def column_tiles(
+    x,  # IN   (outer, n, inner)
+    high,  # IN   log2(e) in two parts: T is 1
+    low,
+    planes,  # IN   how many planes a tile has
+    work,  # WORK (blocks, n times the rows of a tile)
+    start,  # IN   the tiles to do: start <= u < stop
+    stop,
+    block,  # IN   the row of work to use
+    y,  # OUT  (outer, n, inner)
+):
+    n, w, room = x.shape[1], lanes(x), work[block]
+    m = stack_array(x, MOST_COLUMNS)
+    top, logarithm = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second = stack_array(x, ROWS), stack_array(x, ROWS)
+    for u in range(start, stop):
+        i, k, width = tile(x, planes, u)
+
+        # loop 1: the maximum of every row
+        gathered(x[i], k, width, room, 0, m)
+        for p in range(0, width, w):
+            # loops 2 to 4: the sum of exp of every element after the shift, and its logarithm
+            plane_logarithms(room, p * n, n, load(m, p), high, low, exact_for_logarithms(x), top, logarithm)
+            for r in range(w):
+                if top[r] == np.inf:
+                    logarithm[r] = np.nan
+            subtrahends(top, logarithm, w, first, second)
+
+            # loop 5: the maximum and the logarithm of the sum subtracted from every element
+            one, two = load(first, 0), load(second, 0)
+            for at in range(p * n, (p + w) * n, w):
+                store(room, at, difference(load(room, at), one, two))
+        spread(room, 0, y[i], k, width)
+
+
+@kernel
+def columns(x, high, low, planes, work, y):
+    """``forward`` along an axis with others behind it, where T is 1 (see numbasoft.columns)."""
+    column_tiles(x, high, low, planes, work, 0, tiles_of(x, planes, lanes(x)), 0, y)
+
+
+@parallel_kernel
+def columns_parallel(x, high, low, planes, work, y, blocks):
+    tiles = tiles_of(x, planes, lanes(x))
+    for b in prange(blocks):
+        start, stop = b * tiles // blocks, (b + 1) * tiles // blocks
+        column_tiles(x, high, low, planes, work, start, stop, np.int64(b), y)
 
 
 @inline
@@ -532,6 +584,65 @@ def narrow_backward_parallel(g, log_y, high, low, inverse, inverse_low, dx, bloc
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
         narrow_backward_rows(g, log_y, high, low, inverse, inverse_low, start, stop, dx)
+
+
+@inline
+def backward_column_tiles(
+    g,  # IN   (outer, n, inner) the gradient with respect to log_y
+    log_y,  # IN   (outer, n, inner) what forward gave, T is 1
+    high,  # IN   log2(e) in two parts
+    low,
+    planes,  # IN   how many planes a tile has
+    work,  # WORK (blocks, 2 n times the rows of a tile)
+    start,  # IN   the tiles to do: start <= u < stop
+    stop,
+    block,  # IN   the row of work to use
+    left,  # OUT  (outer, inner) at a tile's first row not 0 where the tile is left as it is: the sums of its gradients are too large
+    dx,  # OUT  (outer, n, inner) g - exp(log_y) * sum g
+):
+    n, w, room = g.shape[1], lanes(g), work[block]
+    m = stack_array(g, MOST_COLUMNS)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second, part = stack_array(g, ROWS), stack_array(g, ROWS), stack_array(g, ROWS)
+    half = n * planes * w
+    unit = 1.0 / largest(g)
+    shift = row_shift(room, 0.0, high, low)
+    c = coefficients(filled(g, 0.0))
+    for u in range(start, stop):
+        i, k, width = tile(g, planes, u)
+        gathered(g[i], k, width, room, 0, m)
+        gathered(log_y[i], k, width, room, half, m)
+        is_plain = True
+        for p in range(0, width, w):
+            plane_sum(room, p * n, room, half + p * n, n, total, lost)
+            for r in range(w):
+                is_plain &= abs(total[r]) < LARGE
+                part[r] = unit if abs(total[r]) < SMALL else 1.0
+                other_part = unit / part[r]
+                first[r], second[r] = two_parts((total[r] * other_part, lost[r] * other_part), g)
+            both, part_of_rows = (load(first, 0), load(second, 0)), load(part, 0)
+            for at in range(p * n, (p + w) * n, w):
+                v = load(room, half + at)
+                e = probability(v, shift, high, low, c) * part_of_rows
+                store(room, at, gradient(load(room, at), v, e, both, None))
+        left[i, k] = 0 if is_plain else 1
+        if is_plain:
+            spread(room, 0, dx[i], k, width)
+
+
+@kernel
+def backward_columns(g, log_y, high, low, planes, work, left, dx):
+    """``backward`` along an axis with others behind it, where T is 1 (see numbasoft.columns)."""
+    tiles = tiles_of(g, planes, lanes(g))
+    backward_column_tiles(g, log_y, high, low, planes, work, 0, tiles, 0, left, dx)
+
+
+@parallel_kernel
+def backward_columns_parallel(g, log_y, high, low, planes, work, left, dx, blocks):
+    tiles = tiles_of(g, planes, lanes(g))
+    for b in prange(blocks):
+        start, stop = b * tiles // blocks, (b + 1) * tiles // blocks
+        backward_column_tiles(g, log_y, high, low, planes, work, start, stop, np.int64(b), left, dx)
 
 
 @inline

@@ -10,7 +10,16 @@ from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary
 from ...arrays import Array, Axis
-from ...launch import are_narrow, computing_dtype, is_wide, launch, segments_of, shared_work, split_rows
+from ...launch import (
+    are_narrow,
+    computing_dtype,
+    is_wide,
+    launch,
+    launch_columns,
+    segments_of,
+    shared_work,
+    split_rows,
+)
 from . import cpu
 
 
@@ -96,8 +105,9 @@ def logsumexp(
     if x.size:
         factors = (*elementary.scale(t, is_wide(compute)), *elementary.inverse(t, is_wide(compute)))
         arrays.over_rows(
-            lambda full, reduced: forward(*full, *reduced, factors), [x, mask, None], [lse], axes, compute
-        )
+            lambda full, reduced: forward(*full, *reduced, factors), [x, mask, None], [lse], axes, compute,
+            None if mask is not None else lambda full, reduced: forward_columns(full[0], *reduced, factors),
+        )  # fmt: skip
     if out is None and lse.dtype == dtype:
         return lse.reshape(shape)
     if out is None:
@@ -117,6 +127,11 @@ def forward(x, mask, _, lse, factors):
         return
     inputs = x, mask, *factors
     launch(cpu.forward, cpu.forward_parallel, (x.dtype, mask is None), inputs, (lse,), x.shape[0], x.size)
+
+
+def forward_columns(x, lse, factors):
+    """logsumexp along the middle axis of x into lse."""
+    launch_columns(cpu.columns, cpu.columns_parallel, x.dtype, (x, *factors), (lse,))
 
 
 def split_forward(x, mask, lse, factors):

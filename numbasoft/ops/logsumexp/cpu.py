@@ -4,6 +4,8 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
+from ...columns import MOST as MOST_COLUMNS
+from ...columns import gathered, plane_logarithms, tile, tiles_of
 from ...elementary import coefficients, exponential, largest, shift_of, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...narrow import MOST, columns_of, exponentials_of, logarithms_of_rows, maxima_of, parts_in
@@ -166,6 +168,52 @@ def narrow_parallel(x, high, low, inverse_high, inverse_low, lse, blocks):
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
         narrow_rows(x, high, low, inverse_high, inverse_low, start, stop, lse)
+
+
+@inline
+def column_tiles(
+    x,  # IN   (outer, n, inner)
+    high,  # IN   log2(e) / T in two parts
+    low,
+    inverse_high,  # IN   1 / T in two parts
+    inverse_low,
+    planes,  # IN   how many planes a tile has
+    work,  # WORK (blocks, n times the rows of a tile)
+    start,  # IN   the tiles to do: start <= u < stop
+    stop,
+    block,  # IN   the row of work to use
+    lse,  # OUT  (outer, inner) log sum exp(x / T), float32 for 16-bit x
+):
+    n, w, room = x.shape[1], lanes(x), work[block]
+    m = stack_array(x, MOST_COLUMNS)
+    top, logarithm = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    for u in range(start, stop):
+        i, k, width = tile(x, planes, u)
+
+        # loop 1: the maximum of every row
+        gathered(x[i], k, width, room, 0, m)
+
+        # loops 2 to 4: the sum of exp of every element after the shift, and its logarithm
+        for p in range(0, width, w):
+            plane_logarithms(room, p * n, n, load(m, p), high, low, exact_for_logarithms(x), top, logarithm)
+            sums_of(top, logarithm, w, inverse_high, inverse_low)
+            for r in range(min(w, width - p)):
+                lse[i, k + p + r] = logarithm[r]
+
+
+@kernel
+def columns(x, high, low, inverse_high, inverse_low, planes, work, lse):
+    """``forward`` along an axis with others behind it (see numbasoft.columns)."""
+    tiles = tiles_of(x, planes, lanes(x))
+    column_tiles(x, high, low, inverse_high, inverse_low, planes, work, 0, tiles, 0, lse)
+
+
+@parallel_kernel
+def columns_parallel(x, high, low, inverse_high, inverse_low, planes, work, lse, blocks):
+    tiles = tiles_of(x, planes, lanes(x))
+    for b in prange(blocks):
+        start, stop = b * tiles // blocks, (b + 1) * tiles // blocks
+        column_tiles(x, high, low, inverse_high, inverse_low, planes, work, start, stop, np.int64(b), lse)
 
 
 @inline

@@ -17,6 +17,8 @@ from ...launch import (
     computing_dtype,
     is_wide,
     launch,
+    launch_columns,
+    launch_plain_columns,
     segments_of,
     shared_work,
     split_rows,
@@ -138,7 +140,10 @@ def softmax(
         return y
     compute = computing_dtype(dtype, t)
     high, low = elementary.scale(t, is_wide(compute))
-    arrays.over_rows(lambda full, _: forward(*full, high, low), [x, mask, y], [], axes, compute)
+    arrays.over_rows(
+        lambda full, _: forward(*full, high, low), [x, mask, y], [], axes, compute,
+        None if mask is not None else lambda full, _: forward_columns(*full, high, low),
+    )  # fmt: skip
     return y
 
 
@@ -155,6 +160,11 @@ def forward(x, mask, y, high, low):
     work = workspace(min(rows, jit.threads()), n) if is_half else None
     inputs = x, mask, work, high, low
     launch(cpu.forward, cpu.forward_parallel, (x.dtype, mask is None), inputs, (y,), rows, x.size)
+
+
+def forward_columns(x, _, y, high, low):
+    """softmax along the middle axis of x into y."""
+    launch_columns(cpu.columns, cpu.columns_parallel, x.dtype, (x, high, low), (y,))
 
 
 def split_forward(x, mask, y, high, low):
@@ -242,7 +252,10 @@ def softmax_backward(
     if y.dtype != dtype:  # bool and integers
         grad, y = grad.astype(dtype), y.astype(dtype)
     compute = computing_dtype(dtype, t)
-    arrays.over_rows(lambda full, _: backward(*full, 1 / t), [grad, y, dx], [], axes, compute)
+    arrays.over_rows(
+        lambda full, _: backward(*full, 1 / t), [grad, y, dx], [], axes, compute,
+        None if t != 1.0 else lambda full, _: backward_columns(*full),
+    )  # fmt: skip
     return dx
 
 
@@ -256,6 +269,12 @@ def backward(g, y, dx, inverse):
         split_backward(g, y, dx, inverse)
         return
     launch(cpu.backward, cpu.backward_parallel, y.dtype, (g, y, inverse), (dx,), y.shape[0], y.size)
+
+
+def backward_columns(g, y, dx):
+    """The gradient along the middle axis of y into dx, but for the parts returned."""
+    run = cpu.backward_columns, cpu.backward_columns_parallel
+    return launch_plain_columns(*run, y.dtype, (g, y), dx)
 
 
 def split_backward(g, y, dx, inverse):

@@ -4,6 +4,8 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
+from ...columns import MOST as MOST_COLUMNS
+from ...columns import gathered, plane_dot, plane_exponentials, spread, store_lanes, tile, tiles_of
 from ...elementary import shift_of
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...narrow import (
@@ -43,6 +45,8 @@ from ...tiles import (
     ROWS,
     exponentials_in,
     prefetch_distance,
+    put,
+    reciprocal,
     reciprocals,
     rows_in_tile,
     shifts,
@@ -175,6 +179,63 @@ def narrow_parallel(x, high, low, y, blocks):
     rows = x.shape[0]
     for b in prange(blocks):
         narrow_rows(x, high, low, b * rows // blocks, (b + 1) * rows // blocks, y)
+
+
+@inline
+def column_tiles(
+    x,  # IN   (outer, n, inner)
+    high,  # IN   log2(e) / T in two parts
+    low,
+    planes,  # IN   how many planes a tile has
+    work,  # WORK (blocks, n times the rows of a tile)
+    start,  # IN   the tiles to do: start <= u < stop
+    stop,
+    block,  # IN   the row of work to use
+    y,  # OUT  (outer, n, inner)
+):
+    n, w, room = x.shape[1], lanes(x), work[block]
+    m, first, second = (
+        stack_array(x, MOST_COLUMNS),
+        stack_array(x, MOST_COLUMNS),
+        stack_array(x, MOST_COLUMNS),
+    )
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    for u in range(start, stop):
+        i, k, width = tile(x, planes, u)
+
+        # loop 1: the maximum of every row
+        gathered(x[i], k, width, room, 0, m)
+
+        # loops 2 and 3: exp of every element after the shift, and the sum of every row
+        for p in range(0, width, w):
+            shift = shift_of(load(m, p), high, low)
+            plane_exponentials(room, p * n, n, shift, high, low, exact_for(x), room, total, lost)
+            for r in range(0, w, 8):
+                one, two = reciprocal(load(total, r), load(lost, r), first)
+                put(first, p + r, one)
+                put(second, p + r, two)
+
+        # loop 4: every element divided by the sum of its row
+        of_y = y[i]
+        for j in range(n):
+            for p in range(0, width, w):
+                e = load(room, p * n + j * w)
+                v = fma(e, load(first, p), e * load(second, p))
+                store_lanes(of_y, row_at(of_y, j) + k + p, width - p, v)
+
+
+@kernel
+def columns(x, high, low, planes, work, y):
+    """``forward`` along an axis with others behind it (see numbasoft.columns)."""
+    column_tiles(x, high, low, planes, work, 0, tiles_of(x, planes, lanes(x)), 0, y)
+
+
+@parallel_kernel
+def columns_parallel(x, high, low, planes, work, y, blocks):
+    tiles = tiles_of(x, planes, lanes(x))
+    for b in prange(blocks):
+        start, stop = b * tiles // blocks, (b + 1) * tiles // blocks
+        column_tiles(x, high, low, planes, work, start, stop, np.int64(b), y)
 
 
 @inline
@@ -370,6 +431,55 @@ def narrow_backward_parallel(g, y, inverse, dx, blocks):
     rows = y.shape[0]
     for b in prange(blocks):
         narrow_backward_rows(g, y, inverse, b * rows // blocks, (b + 1) * rows // blocks, dx)
+
+
+@inline
+def backward_column_tiles(
+    g,  # IN   (outer, n, inner) the gradient with respect to y
+    y,  # IN   (outer, n, inner) what forward gave, T is 1
+    planes,  # IN   how many planes a tile has
+    work,  # WORK (blocks, 2 n times the rows of a tile)
+    start,  # IN   the tiles to do: start <= u < stop
+    stop,
+    block,  # IN   the row of work to use
+    left,  # OUT  (outer, inner) at a tile's first row not 0 where the tile is left as it is: its gradients are too large for the plain formula
+    dx,  # OUT  (outer, n, inner) y * (g - sum g y)
+):
+    n, w, room = y.shape[1], lanes(y), work[block]
+    m = stack_array(y, MOST_COLUMNS)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second = stack_array(y, ROWS), stack_array(y, ROWS)
+    half = n * planes * w
+    for u in range(start, stop):
+        i, k, width = tile(y, planes, u)
+        gathered(g[i], k, width, room, 0, m)
+        gathered(y[i], k, width, room, half, m)
+        is_plain = True
+        for p in range(0, width, w):
+            plane_dot(room, p * n, room, half + p * n, n, total, lost)
+            for r in range(w):
+                is_plain &= abs(total[r] + lost[r]) < safe_mean(y)
+                first[r], second[r] = two_parts((total[r], lost[r]), y)
+            mean = load(first, 0), load(second, 0)
+            for at in range(p * n, (p + w) * n, w):
+                store(room, at, gradient(load(room, at), load(room, half + at), mean, None))
+        left[i, k] = 0 if is_plain else 1
+        if is_plain:
+            spread(room, 0, dx[i], k, width)
+
+
+@kernel
+def backward_columns(g, y, planes, work, left, dx):
+    """``backward`` along an axis with others behind it, where T is 1 (see numbasoft.columns)."""
+    backward_column_tiles(g, y, planes, work, 0, tiles_of(y, planes, lanes(y)), 0, left, dx)
+
+
+@parallel_kernel
+def backward_columns_parallel(g, y, planes, work, left, dx, blocks):
+    tiles = tiles_of(y, planes, lanes(y))
+    for b in prange(blocks):
+        start, stop = b * tiles // blocks, (b + 1) * tiles // blocks
+        backward_column_tiles(g, y, planes, work, start, stop, np.int64(b), left, dx)
 
 
 @inline
