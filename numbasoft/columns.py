@@ -26,6 +26,7 @@ from .summation import (
 from .tiles import ROWS, log_of_others, logarithms_of_sums
 from .vector import (
     filled,
+    fma,
     lanes,
     load,
     load_part,
@@ -68,10 +69,9 @@ def tile(x, planes, u):
 
 
 @inline
-def gathered(x, k, width, planes, start, m):
-    """Copy the rows k <= i < k + width of an (n, inner) array into planes; beside it loop 1: their maxima."""
+def gathered(x, k, p, width, planes, start, m):
+    """Copy the rows from k on of an (n, inner) array into planes, p <= i < width; beside it loop 1: their maxima."""
     n, w = x.shape[0], lanes(x)
-    p = 0
     while p + 4 * w <= width:
         m0 = filled(planes, -np.inf)
         m1, m2, m3 = m0, m0, m0
@@ -97,6 +97,59 @@ def gathered(x, k, width, planes, start, m):
             m0 = maximum(v0, m0)
         store(m, p, m0)
         p += w
+
+
+@inline
+def scattered(planes, factors, y, k, p, width):
+    """The inverse of ``gathered``; beside it, unless ``factors`` is None, loop 4: each row times a number in two parts."""
+    n, w = y.shape[0], lanes(y)
+    for j in range(n):
+        y_at = row_at(y, j) + k
+        for q in range(p, width, w):
+            store_lanes(y, y_at + q, width - q, scaled(load(planes, q * n + j * w), factors, q))
+
+
+@inline
+def exchanged(planes, factors, y, k, width, x, next_k, next_width, m):
+    """``scattered`` for one tile and ``gathered`` for the next: the one waits for stores, the other for loads."""
+    n, w = x.shape[0], lanes(x)
+    p = 0
+    while p + 4 * w <= min(width, next_width):
+        m0 = filled(planes, -np.inf)
+        m1, m2, m3 = m0, m0, m0
+        for j in range(n):
+            x_at, y_at, at = row_at(x, j) + next_k + p, row_at(y, j) + k + p, p * n + j * w
+            e0, e1 = load(planes, at), load(planes, at + n * w)
+            e2, e3 = load(planes, at + 2 * n * w), load(planes, at + 3 * n * w)
+            v0, v1 = load(x, x_at), load(x, x_at + w)
+            v2, v3 = load(x, x_at + 2 * w), load(x, x_at + 3 * w)
+            store(planes, at, v0)
+            store(planes, at + n * w, v1)
+            store(planes, at + 2 * n * w, v2)
+            store(planes, at + 3 * n * w, v3)
+            m0, m1, m2, m3 = maximum(v0, m0), maximum(v1, m1), maximum(v2, m2), maximum(v3, m3)
+            store(y, y_at, scaled(e0, factors, p))
+            store(y, y_at + w, scaled(e1, factors, p + w))
+            store(y, y_at + 2 * w, scaled(e2, factors, p + 2 * w))
+            store(y, y_at + 3 * w, scaled(e3, factors, p + 3 * w))
+        store(m, p, m0)
+        store(m, p + w, m1)
+        store(m, p + 2 * w, m2)
+        store(m, p + 3 * w, m3)
+        p += 4 * w
+    scattered(planes, factors, y, k, p, width)
+    gathered(x, next_k, p, next_width, planes, 0, m)
+
+
+def scaled(v, factors, p):
+    """A vector times the numbers of its rows, in two parts each."""
+
+
+@overload(scaled, **INLINE)
+def scaled_by_type(v, factors, p):
+    if factors == types.none:
+        return lambda v, factors, p: v
+    return lambda v, factors, p: fma(v, load(factors[0], p), v * load(factors[1], p))
 
 
 @inline
@@ -227,16 +280,6 @@ def plane_logarithms(planes, at, n, m, high, low, exact, top, logarithm):
         for r in range(w):
             if logarithm[r] < 0.0:
                 logarithm[r] = log_of_others(total[r], lost[r], planes)
-
-
-@inline
-def spread(planes, start, y, k, width):
-    """The inverse of ``gathered``."""
-    n, w = y.shape[0], lanes(y)
-    for j in range(n):
-        y_at = row_at(y, j) + k
-        for p in range(0, width, w):
-            store_lanes(y, y_at + p, width - p, load(planes, start + p * n + j * w))
 
 
 @inline

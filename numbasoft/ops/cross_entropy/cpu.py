@@ -14,7 +14,7 @@ from numba import prange, types
 from numba.extending import overload
 
 from ...columns import MOST as MOST_COLUMNS
-from ...columns import gathered, plane_counted, plane_exponentials, spread, tile, tiles_of
+from ...columns import gathered, plane_counted, plane_exponentials, scattered, tile, tiles_of
 from ...confident import logs_of_parts, others_of
 from ...elementary import coefficients, exponential, largest, least, shift_of, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
@@ -735,7 +735,7 @@ def column_tiles(
         i, k, width = tile(x, planes, u)
 
         # loop 1: the maximum of every row
-        gathered(x[i], k, width, room, 0, m)
+        gathered(x[i], k, 0, width, room, 0, m)
         for p in range(0, width, w):
             at, count = p * n, min(w, width - p)
             numbers_of(load(m, p), top)
@@ -784,7 +784,7 @@ def column_tiles(
                     if place[r] != IGNORED:
                         room[at + place[r] * w + r] = dx_own[r]
         if dx is not None:
-            spread(room, 0, dx[i], k, width)
+            scattered(room, None, dx[i], k, 0, width)
 
 
 def number_at(numbers, i, k):

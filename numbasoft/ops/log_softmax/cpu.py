@@ -7,7 +7,7 @@ from numba import prange, types
 from numba.extending import overload
 
 from ...columns import MOST as MOST_COLUMNS
-from ...columns import gathered, plane_logarithms, plane_sum, spread, tile, tiles_of
+from ...columns import exchanged, gathered, plane_logarithms, plane_sum, scattered, tile, tiles_of
 from ...elementary import coefficients, exponential, largest, shift_of
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...narrow import (
@@ -236,8 +236,9 @@ def column_tiles(
     for u in range(start, stop):
         i, k, width = tile(x, planes, u)
 
-        # loop 1: the maximum of every row
-        gathered(x[i], k, width, room, 0, m)
+        # loop 1: the maximum of every row, of the first tile
+        if u == start:
+            gathered(x[i], k, 0, width, room, 0, m)
         for p in range(0, width, w):
             # loops 2 to 4: the sum of exp of every element after the shift, and its logarithm
             plane_logarithms(room, p * n, n, load(m, p), high, low, exact_for_logarithms(x), top, logarithm)
@@ -250,7 +251,13 @@ def column_tiles(
             one, two = load(first, 0), load(second, 0)
             for at in range(p * n, (p + w) * n, w):
                 store(room, at, difference(load(room, at), one, two))
-        spread(room, 0, y[i], k, width)
+
+        # beside writing the result loop 1 of the next tile
+        if u + 1 < stop:
+            next_i, next_k, next_width = tile(x, planes, u + 1)
+            exchanged(room, None, y[i], k, width, x[next_i], next_k, next_width, m)
+        else:
+            scattered(room, None, y[i], k, 0, width)
 
 
 @kernel
@@ -610,8 +617,8 @@ def backward_column_tiles(
     c = coefficients(filled(g, 0.0))
     for u in range(start, stop):
         i, k, width = tile(g, planes, u)
-        gathered(g[i], k, width, room, 0, m)
-        gathered(log_y[i], k, width, room, half, m)
+        gathered(g[i], k, 0, width, room, 0, m)
+        gathered(log_y[i], k, 0, width, room, half, m)
         is_plain = True
         for p in range(0, width, w):
             plane_sum(room, p * n, room, half + p * n, n, total, lost)
@@ -627,7 +634,7 @@ def backward_column_tiles(
                 store(room, at, gradient(load(room, at), v, e, both, None))
         left[i, k] = 0 if is_plain else 1
         if is_plain:
-            spread(room, 0, dx[i], k, width)
+            scattered(room, None, dx[i], k, 0, width)
 
 
 @kernel

@@ -5,7 +5,7 @@ from numba import prange, types
 from numba.extending import overload
 
 from ...columns import MOST as MOST_COLUMNS
-from ...columns import gathered, plane_dot, plane_exponentials, spread, store_lanes, tile, tiles_of
+from ...columns import exchanged, gathered, plane_dot, plane_exponentials, scattered, tile, tiles_of
 from ...elementary import shift_of
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...narrow import (
@@ -203,8 +203,9 @@ def column_tiles(
     for u in range(start, stop):
         i, k, width = tile(x, planes, u)
 
-        # loop 1: the maximum of every row
-        gathered(x[i], k, width, room, 0, m)
+        # loop 1: the maximum of every row, of the first tile
+        if u == start:
+            gathered(x[i], k, 0, width, room, 0, m)
 
         # loops 2 and 3: exp of every element after the shift, and the sum of every row
         for p in range(0, width, w):
@@ -215,13 +216,12 @@ def column_tiles(
                 put(first, p + r, one)
                 put(second, p + r, two)
 
-        # loop 4: every element divided by the sum of its row
-        of_y = y[i]
-        for j in range(n):
-            for p in range(0, width, w):
-                e = load(room, p * n + j * w)
-                v = fma(e, load(first, p), e * load(second, p))
-                store_lanes(of_y, row_at(of_y, j) + k + p, width - p, v)
+        # loop 4: every element divided by the sum of its row; beside it loop 1 of the next tile
+        if u + 1 < stop:
+            next_i, next_k, next_width = tile(x, planes, u + 1)
+            exchanged(room, (first, second), y[i], k, width, x[next_i], next_k, next_width, m)
+        else:
+            scattered(room, (first, second), y[i], k, 0, width)
 
 
 @kernel
@@ -452,8 +452,8 @@ def backward_column_tiles(
     half = n * planes * w
     for u in range(start, stop):
         i, k, width = tile(y, planes, u)
-        gathered(g[i], k, width, room, 0, m)
-        gathered(y[i], k, width, room, half, m)
+        gathered(g[i], k, 0, width, room, 0, m)
+        gathered(y[i], k, 0, width, room, half, m)
         is_plain = True
         for p in range(0, width, w):
             plane_dot(room, p * n, room, half + p * n, n, total, lost)
@@ -465,7 +465,7 @@ def backward_column_tiles(
                 store(room, at, gradient(load(room, at), load(room, half + at), mean, None))
         left[i, k] = 0 if is_plain else 1
         if is_plain:
-            spread(room, 0, dx[i], k, width)
+            scattered(room, None, dx[i], k, 0, width)
 
 
 @kernel
