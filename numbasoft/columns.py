@@ -69,39 +69,15 @@ def tile(x, planes, u):
 
 
 @inline
-def gathered(x, k, p, width, planes, start, m):
-    """Copy the rows from k on of an (n, inner) array into planes, p <= i < width; beside it loop 1: their maxima."""
-    n, w = x.shape[0], lanes(x)
-    while p + 4 * w <= width:
-        m0 = filled(planes, -np.inf)
-        m1, m2, m3 = m0, m0, m0
-        for j in range(n):
-            x_at, to = row_at(x, j) + k + p, start + p * n + j * w
-            v0, v1 = load(x, x_at), load(x, x_at + w)
-            v2, v3 = load(x, x_at + 2 * w), load(x, x_at + 3 * w)
-            store(planes, to, v0)
-            store(planes, to + n * w, v1)
-            store(planes, to + 2 * n * w, v2)
-            store(planes, to + 3 * n * w, v3)
-            m0, m1, m2, m3 = maximum(v0, m0), maximum(v1, m1), maximum(v2, m2), maximum(v3, m3)
-        store(m, p, m0)
-        store(m, p + w, m1)
-        store(m, p + 2 * w, m2)
-        store(m, p + 3 * w, m3)
-        p += 4 * w
-    while p < width:
-        m0 = filled(planes, -np.inf)
-        for j in range(n):
-            v0 = load_lanes(x, row_at(x, j) + k + p, width - p)
-            store(planes, start + p * n + j * w, v0)
-            m0 = maximum(v0, m0)
-        store(m, p, m0)
-        p += w
+def gathered(x, k, width, planes, start, m):
+    """Copy the rows k <= i < k + width of an (n, inner) array into planes; beside it loop 1: their maxima."""
+    p = four_by_four(planes, start, None, None, 0, x, k, width, m)
+    one_by_one(planes, start, x, k, p, width, m)
 
 
 @inline
 def scattered(planes, factors, y, k, p, width):
-    """The inverse of ``gathered``; beside it, unless ``factors`` is None, loop 4: each row times a number in two parts."""
+    """The inverse of ``gathered``, from row k + p on; beside it loop 4, times two numbers for each row, if there are any."""
     n, w = y.shape[0], lanes(y)
     for j in range(n):
         y_at = row_at(y, j) + k
@@ -112,13 +88,21 @@ def scattered(planes, factors, y, k, p, width):
 @inline
 def exchanged(planes, factors, y, k, width, x, next_k, next_width, m):
     """``scattered`` for one tile and ``gathered`` for the next: the one waits for stores, the other for loads."""
+    p = four_by_four(planes, 0, factors, y, k, x, next_k, min(width, next_width), m)
+    scattered(planes, factors, y, k, p, width)
+    one_by_one(planes, 0, x, next_k, p, next_width, m)
+
+
+@inline
+def four_by_four(planes, start, factors, y, k, x, next_k, width, m):
+    """Fill planes from x, as many times four as there are, and write what was there to y; how many rows these were."""
     n, w = x.shape[0], lanes(x)
     p = 0
-    while p + 4 * w <= min(width, next_width):
+    while p + 4 * w <= width:
         m0 = filled(planes, -np.inf)
         m1, m2, m3 = m0, m0, m0
         for j in range(n):
-            x_at, y_at, at = row_at(x, j) + next_k + p, row_at(y, j) + k + p, p * n + j * w
+            x_at, y_at, at = row_at(x, j) + next_k + p, row_at(y, j) + k + p, start + p * n + j * w
             e0, e1 = load(planes, at), load(planes, at + n * w)
             e2, e3 = load(planes, at + 2 * n * w), load(planes, at + 3 * n * w)
             v0, v1 = load(x, x_at), load(x, x_at + w)
@@ -137,12 +121,24 @@ def exchanged(planes, factors, y, k, width, x, next_k, next_width, m):
         store(m, p + 2 * w, m2)
         store(m, p + 3 * w, m3)
         p += 4 * w
-    scattered(planes, factors, y, k, p, width)
-    gathered(x, next_k, p, next_width, planes, 0, m)
+    return p
+
+
+@inline
+def one_by_one(planes, start, x, k, p, width, m):
+    """Fill planes from x, from row k + p on."""
+    n, w = x.shape[0], lanes(x)
+    for q in range(p, width, w):
+        top = filled(planes, -np.inf)
+        for j in range(n):
+            v = load_lanes(x, row_at(x, j) + k + q, width - q)
+            store(planes, start + q * n + j * w, v)
+            top = maximum(v, top)
+        store(m, q, top)
 
 
 def scaled(v, factors, p):
-    """A vector times the numbers of its rows, in two parts each."""
+    """A vector times the numbers of its rows, in two parts each; itself if there are none."""
 
 
 @overload(scaled, **INLINE)

@@ -735,7 +735,7 @@ def column_tiles(
         i, k, width = tile(x, planes, u)
 
         # loop 1: the maximum of every row
-        gathered(x[i], k, 0, width, room, 0, m)
+        gathered(x[i], k, width, room, 0, m)
         for p in range(0, width, w):
             at, count = p * n, min(w, width - p)
             numbers_of(load(m, p), top)

@@ -238,7 +238,7 @@ def column_tiles(
 
         # loop 1: the maximum of every row, of the first tile
         if u == start:
-            gathered(x[i], k, 0, width, room, 0, m)
+            gathered(x[i], k, width, room, 0, m)
         for p in range(0, width, w):
             # loops 2 to 4: the sum of exp of every element after the shift, and its logarithm
             plane_logarithms(room, p * n, n, load(m, p), high, low, exact_for_logarithms(x), top, logarithm)
@@ -617,8 +617,8 @@ def backward_column_tiles(
     c = coefficients(filled(g, 0.0))
     for u in range(start, stop):
         i, k, width = tile(g, planes, u)
-        gathered(g[i], k, 0, width, room, 0, m)
-        gathered(log_y[i], k, 0, width, room, half, m)
+        gathered(g[i], k, width, room, 0, m)
+        gathered(log_y[i], k, width, room, half, m)
         is_plain = True
         for p in range(0, width, w):
             plane_sum(room, p * n, room, half + p * n, n, total, lost)

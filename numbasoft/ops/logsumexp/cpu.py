@@ -191,7 +191,7 @@ def column_tiles(
         i, k, width = tile(x, planes, u)
 
         # loop 1: the maximum of every row
-        gathered(x[i], k, 0, width, room, 0, m)
+        gathered(x[i], k, width, room, 0, m)
 
         # loops 2 to 4: the sum of exp of every element after the shift, and its logarithm
         for p in range(0, width, w):

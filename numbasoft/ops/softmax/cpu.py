@@ -205,7 +205,7 @@ def column_tiles(
 
         # loop 1: the maximum of every row, of the first tile
         if u == start:
-            gathered(x[i], k, 0, width, room, 0, m)
+            gathered(x[i], k, width, room, 0, m)
 
         # loops 2 and 3: exp of every element after the shift, and the sum of every row
         for p in range(0, width, w):
@@ -452,8 +452,8 @@ def backward_column_tiles(
     half = n * planes * w
     for u in range(start, stop):
         i, k, width = tile(y, planes, u)
-        gathered(g[i], k, 0, width, room, 0, m)
-        gathered(y[i], k, 0, width, room, half, m)
+        gathered(g[i], k, width, room, 0, m)
+        gathered(y[i], k, width, room, half, m)
         is_plain = True
         for p in range(0, width, w):
             plane_dot(room, p * n, room, half + p * n, n, total, lost)
