@@ -16,7 +16,6 @@ from numpy import ndarray
 from numpy.typing import NDArray
 
 from . import transpose
-from .vector.types import LANES
 
 Array: TypeAlias = NDArray[Any]
 Axis: TypeAlias = int | tuple[int, ...] | None
@@ -208,9 +207,6 @@ def over_columns(along_columns, run, full, reduced, axes, dtype):
     outer, n, inner = shape = [
         math.prod([like.shape[a] for a in part]) for part in (order[0], axes, order[1])
     ]
-    # where more than half of a vector's lanes would be empty, copying to rows takes half to all of the time
-    if n > LONGEST_COLUMN or 2 * inner < LANES["float64" if dtype.itemsize == 8 else "float32"]:
-        return False
     views = []
     for array in full:
         if array is not None and array.dtype != dtype:
@@ -219,6 +215,8 @@ def over_columns(along_columns, run, full, reduced, axes, dtype):
         if view is None and array is not None:
             return False
         views.append(None if view is None else kernel_view(view))
+    if n > LONGEST_COLUMN:
+        return False
     reduced = [r.reshape((outer, inner)) for r in reduced]
     high, wide = max(1, CALL // (n * inner)), max(1, CALL // n)
     for i in range(0, outer, high):

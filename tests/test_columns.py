@@ -193,19 +193,6 @@ def test_rows_longer_than_a_segment_are_copied_to_rows():
     assert_same_bits(numbasoft.softmax(x, 0).T, one_by_one(numbasoft.softmax, np.ascontiguousarray(x.T)))
 
 
-@pytest.mark.parametrize(("dtype", "fewest"), [("float32", 8), ("float64", 4), ("float16", 8)])
-def test_few_rows_side_by_side_are_copied_to_rows(dtype, fewest, monkeypatch):
-    seen = []
-    stage = arrays.stage
-    monkeypatch.setattr(
-        arrays, "stage", lambda run, full, *more: (seen.append(full[0]), stage(run, full, *more))
-    )
-    for inner in fewest - 1, fewest:
-        x = np.random.default_rng(4).normal(0, 3, (5, 30, inner)).astype(dtype)
-        assert_same_bits(along(numbasoft.softmax(x, 1)), one_by_one(numbasoft.softmax, along(x)))
-    assert [x.shape[2] for x in seen] == [fewest - 1]
-
-
 def test_calls_in_pieces(monkeypatch):
     monkeypatch.setattr(arrays, "CALL", 4000)
     rng = np.random.default_rng(3)
