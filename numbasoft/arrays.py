@@ -198,7 +198,7 @@ def over_rows(run, full, reduced, axes, dtype, along_columns=None):
 def over_columns(along_columns, run, full, reduced, axes, dtype):
     """Call ``along_columns`` on (outer, n, inner) views of the arrays if there are any; whether there are.
 
-    ``reduced`` are then (outer, inner). Parts that it returns, as indices, it has left to ``run``.
+    ``reduced`` are then (outer, inner). What it returns are tiles that it has left to ``run``, for ``done_as_rows``.
     """
     like = full[0]
     order = columns_order(like, axes)
@@ -223,9 +223,28 @@ def over_columns(along_columns, run, full, reduced, axes, dtype):
         for k in range(0, inner, wide):
             part = slice(i, i + high), slice(None), slice(k, k + wide)
             some = [None if v is None else v[part] for v in views]
-            for index in along_columns(some, [r[part[0], part[2]] for r in reduced]) or ():
-                stage(run, [None if v is None else v[index] for v in some], [], (1,), some[0].dtype)
+            left = along_columns(some, [r[part[0], part[2]] for r in reduced])
+            if left is not None:
+                done_as_rows(run, some, *left)
     return True
+
+
+def done_as_rows(run, full, places, starts, wide):
+    """Call ``run`` on some rows of (outer, n, inner) arrays, of which the last is written.
+
+    They are those from ``starts`` along inner on, as many as ``wide`` says or there are, at ``places`` along outer.
+    Together they are copied to rows and back: there may be as many starts as rows, each with a few elements.
+    """
+    moved = [v.swapaxes(1, 2) for v in full]
+    _, inner, n = moved[0].shape
+    step = max(1, BLOCK // (n * min(wide, inner)))
+    for first in range(0, len(places), step):
+        k = starts[first : first + step, None] + np.arange(min(wide, inner))
+        i = np.broadcast_to(places[first : first + step, None], k.shape)
+        index = i[k < inner], k[k < inner]
+        rows = [np.ascontiguousarray(v[index]) for v in moved[:-1]]
+        run([*rows, rows[0]], [])
+        moved[-1][index] = rows[0]
 
 
 def stage(run, full, reduced, axes, dtype):

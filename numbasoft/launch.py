@@ -98,20 +98,16 @@ def launch_columns(serial, parallel, key, inputs, outputs, rooms=1):
 
 
 def launch_plain_columns(serial, parallel, key, inputs, output):
-    """As ``launch_columns``, for gradients; the parts of the arrays that are left as they were, as indices.
+    """As ``launch_columns``, for gradients; returned are the tiles that are left as they were, or None.
 
-    In these are numbers for which the plain formula does not do.
+    In these are numbers for which the plain formula does not do. They are told by where they are along the outer
+    axis, where they start along the inner, and how many rows a tile has.
     """
     outer, _, inner = inputs[0].shape
     left = np.zeros((outer, inner), np.uint8)
     wide = launch_columns(serial, parallel, key, inputs, (left, output), rooms=2)
-    if not left.any():
-        return []
-    parts = []
-    for i in range(outer):
-        ends = np.flatnonzero(np.diff(left[i, ::wide], prepend=0, append=0)) * wide
-        parts += [(slice(i, i + 1), slice(None), slice(*pair)) for pair in ends.reshape(-1, 2).tolist()]
-    return parts
+    places, tiles = np.nonzero(left[:, ::wide])
+    return (places, tiles * wide, wide) if places.size else None
 
 
 def split_rows(rows, n):
