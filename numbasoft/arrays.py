@@ -16,6 +16,7 @@ from numpy import ndarray
 from numpy.typing import NDArray
 
 from . import transpose
+from .launch import fill_vectors
 
 Array: TypeAlias = NDArray[Any]
 Axis: TypeAlias = int | tuple[int, ...] | None
@@ -196,7 +197,7 @@ def over_rows(run, full, reduced, axes, dtype, along_columns=None):
 
 
 def over_columns(along_columns, run, full, reduced, axes, dtype):
-    """Call ``along_columns`` on (outer, n, inner) views of the arrays if there are any; whether there are.
+    """Call ``along_columns`` on (outer, n, inner) views of the arrays if there are any; whether it was called.
 
     ``reduced`` are then (outer, inner). What it returns are tiles that it has left to ``run``, for ``done_as_rows``.
     """
@@ -215,7 +216,7 @@ def over_columns(along_columns, run, full, reduced, axes, dtype):
         if view is None and array is not None:
             return False
         views.append(None if view is None else kernel_view(view))
-    if n > LONGEST_COLUMN:
+    if n > LONGEST_COLUMN or not fill_vectors(inner, dtype):
         return False
     reduced = [r.reshape((outer, inner)) for r in reduced]
     high, wide = max(1, CALL // (n * inner)), max(1, CALL // n)

@@ -23,6 +23,10 @@ FEWEST = 8
 # ones are no faster, as little as is left of one when it is read again.
 ROOM = 1 << 20
 
+# Of the lanes of columns' vectors so many are to hold rows, or they are copied to rows, which fill them: with a fourth
+# in use columns took up to 4 times as long. In 16 bits a part of a vector is copied element by element.
+LEAST_FILLED = {2: 2 / 3, 4: 1 / 2, 8: 5 / 8}  # by the size of an element
+
 # 16-bit rows longer than this get no room for their exponentials: those are computed twice.
 LONGEST_WORK = 1 << 18
 
@@ -76,6 +80,12 @@ def launch(serial, parallel, key, inputs, outputs, rows, size):
                 return
     function = CODE.get((serial, key)) or compiled(serial, key, inputs, outputs)
     function(*inputs, *outputs)
+
+
+def fill_vectors(rows, dtype):
+    """Whether so many rows side by side are enough for kernels for columns."""
+    w = LANES["float64" if is_wide(dtype) else "float32"]
+    return rows >= -(-rows // w) * w * LEAST_FILLED[dtype.itemsize]
 
 
 def launch_columns(serial, parallel, key, inputs, outputs, rooms=1):
