@@ -23,8 +23,8 @@ FEWEST = 8
 # ones are no faster, as little as is left of one when it is read again.
 ROOM = 1 << 20
 
-# Of the lanes of columns' vectors so many are to hold rows, or they are copied to rows, which fill them: with a fourth
-# in use columns took up to 4 times as long. In 16 bits a part of a vector is copied element by element.
+# Of the lanes of columns' vectors so many are to hold rows, or they are copied to rows, which fill them: with an eighth
+# in use float32 took 1.5 to 4 times as long. In 16 bits a part of a vector is copied element by element.
 LEAST_FILLED = {2: 2 / 3, 4: 1 / 2, 8: 5 / 8}  # by the size of an element
 
 # 16-bit rows longer than this get no room for their exponentials: those are computed twice.
