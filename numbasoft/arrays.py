@@ -1,8 +1,9 @@
 """How arrays of any layout reach kernels that take rows.
 
 Kernels work on 2-D arrays whose rows are contiguous along the reduced axes. Where an
-array can be viewed so, it is. Where it cannot (another axis, byte order, alignment,
-dtype), blocks of rows are copied into a small buffer, done there and copied back: a
+array can be viewed so, it is. Rows along another axis have kernels of their own where they
+lie side by side (see numbasoft.columns). Else (byte order, alignment, dtype, a mask, few or
+long rows) blocks of rows are copied into a small buffer, done there and copied back: a
 second pass over data that is in the cache, and no temporary of the input's size.
 """
 
@@ -26,7 +27,6 @@ Axis: TypeAlias = int | tuple[int, ...] | None
 BLOCK = 1 << 19
 # Elements that one kernel call does at most, so that Ctrl-C is seen in between.
 CALL = 1 << 26
-
 
 # Longer rows are added up in segments (see numbasoft.passes), which no kernel for columns does.
 LONGEST_COLUMN = 1 << 14
