@@ -1,8 +1,9 @@
 """How arrays of any layout reach kernels that take rows.
 
 Kernels work on 2-D arrays whose rows are contiguous along the reduced axes. Where an
-array can be viewed so, it is. Where it cannot (another axis, byte order, alignment,
-dtype), blocks of rows are copied into a small buffer, done there and copied back: a
+array can be viewed so, it is. Rows along another axis have kernels of their own where they
+lie side by side (see numbasoft.columns). Else (byte order, alignment, dtype, a mask, few or
+long rows) blocks of rows are copied into a small buffer, done there and copied back: a
 second pass over data that is in the cache, and no temporary of the input's size.
 """
 
@@ -16,6 +17,7 @@ from numpy import ndarray
 from numpy.typing import NDArray
 
 from . import transpose
+from .launch import fill_vectors
 
 Array: TypeAlias = NDArray[Any]
 Axis: TypeAlias = int | tuple[int, ...] | None
@@ -25,7 +27,6 @@ Axis: TypeAlias = int | tuple[int, ...] | None
 BLOCK = 1 << 19
 # Elements that one kernel call does at most, so that Ctrl-C is seen in between.
 CALL = 1 << 26
-
 
 # Longer rows are added up in segments (see numbasoft.passes), which no kernel for columns does.
 LONGEST_COLUMN = 1 << 14
@@ -196,9 +197,9 @@ def over_rows(run, full, reduced, axes, dtype, along_columns=None):
 
 
 def over_columns(along_columns, run, full, reduced, axes, dtype):
-    """Call ``along_columns`` on (outer, n, inner) views of the arrays if there are any; whether there are.
+    """Call ``along_columns`` on (outer, n, inner) views of the arrays if there are any; whether it was called.
 
-    ``reduced`` are then (outer, inner). Parts that it returns, as indices, it has left to ``run``.
+    ``reduced`` are then (outer, inner). What it returns are tiles that it has left to ``run``, for ``done_as_rows``.
     """
     like = full[0]
     order = columns_order(like, axes)
@@ -215,7 +216,7 @@ def over_columns(along_columns, run, full, reduced, axes, dtype):
         if view is None and array is not None:
             return False
         views.append(None if view is None else kernel_view(view))
-    if n > LONGEST_COLUMN:
+    if n > LONGEST_COLUMN or not fill_vectors(inner, dtype):
         return False
     reduced = [r.reshape((outer, inner)) for r in reduced]
     high, wide = max(1, CALL // (n * inner)), max(1, CALL // n)
@@ -223,9 +224,28 @@ def over_columns(along_columns, run, full, reduced, axes, dtype):
         for k in range(0, inner, wide):
             part = slice(i, i + high), slice(None), slice(k, k + wide)
             some = [None if v is None else v[part] for v in views]
-            for index in along_columns(some, [r[part[0], part[2]] for r in reduced]) or ():
-                stage(run, [None if v is None else v[index] for v in some], [], (1,), some[0].dtype)
+            left = along_columns(some, [r[part[0], part[2]] for r in reduced])
+            if left is not None:
+                done_as_rows(run, some, *left)
     return True
+
+
+def done_as_rows(run, full, places, starts, wide):
+    """Call ``run`` on some rows of (outer, n, inner) arrays, of which the last is written.
+
+    They are those from ``starts`` along inner on, as many as ``wide`` says or there are, at ``places`` along outer.
+    Together they are copied to rows and back: there may be as many starts as rows, each with a few elements.
+    """
+    moved = [v.swapaxes(1, 2) for v in full]
+    _, inner, n = moved[0].shape
+    step = max(1, BLOCK // (n * min(wide, inner)))
+    for first in range(0, len(places), step):
+        k = starts[first : first + step, None] + np.arange(min(wide, inner))
+        i = np.broadcast_to(places[first : first + step, None], k.shape)
+        index = i[k < inner], k[k < inner]
+        rows = [np.ascontiguousarray(v[index]) for v in moved[:-1]]
+        run([*rows, rows[0]], [])
+        moved[-1][index] = rows[0]
 
 
 def stage(run, full, reduced, axes, dtype):
