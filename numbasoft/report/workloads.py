@@ -188,7 +188,12 @@ LAST_AXIS = (
     (65536, 64), (4096, 4096), (8, 16, 1024, 1024),
 )  # fmt: skip
 MIXTURES = ((1_000_000, 10), (100_000, 100))  # EM and HMM code, in float64
-OTHER_AXES = (((1000, 4096), 0), ((1000, 4096), 1), ((32, 1000, 64, 64), 1))  # columns, segmentation
+OTHER_AXES = (
+    ((1000, 4096), 0),
+    ((1000, 4096), 1),
+    ((32, 1000, 64, 64), 1),
+    ((8, 21, 512, 512), 1),
+)  # columns, segmentation
 
 WORKLOADS = (
     *(Workload(f, shape, dtype) for f in FUNCTIONS for dtype in DTYPES for shape in LAST_AXIS),
@@ -217,6 +222,7 @@ REPORT = (
     Workload("softmax", (4096, 1000), "bfloat16"),
     Workload("softmax", (1000, 4096), axis=0),
     Workload("softmax", (4, 1000, 64, 64), axis=1),
+    Workload("softmax", (2, 21, 512, 512), axis=1),
     *(Workload(f, (4096, 1000)) for f in BACKWARD),
     LOSS[0],
 )  # fmt: skip
