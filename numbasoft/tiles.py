@@ -10,9 +10,9 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .elementary import largest, logarithm, shift_of, two_sum
+from .elementary import largest, logarithm, shift_of, shift_of_lse, two_sum
 from .jit import INLINE, inline
-from .vector import fma, lanes, load, maximum, narrowed, row_at, select, store, widened
+from .vector import fma, lanes, load, load_part, maximum, narrowed, row_at, select, store, widened
 
 ROWS = 16
 TILE = 2048  # elements; 16 KiB of float32 in and out stay in a first cache of 32 KiB
@@ -57,6 +57,18 @@ def shifts(m, count, high, low, c, magic, rest, lowest, fraction):
     """The shift of every row of a tile from the maxima m (see elementary.shift_of)."""
     for j in range(0, count, lanes(m)):
         s = shift_of(load(m, j), high, low)
+        store(c, j, s[0])
+        store(magic, j, s[1])
+        store(rest, j, s[2])
+        store(lowest, j, s[3])
+        store(fraction, j, s[4])
+
+
+@inline
+def shifts_of_lse(lse, i, count, temperature, high, c, magic, rest, lowest, fraction):
+    """The shift of every row of a tile, of which i is the first, from its logarithm (see elementary.shift_of_lse)."""
+    for j in range(0, count, lanes(c)):
+        s = shift_of_lse(load_part(lse, i + j, count - j, 0.0), temperature, high)
         store(c, j, s[0])
         store(magic, j, s[1])
         store(rest, j, s[2])

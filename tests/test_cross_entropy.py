@@ -358,6 +358,40 @@ def test_the_gradient_from_a_saved_lse(dtype, rng):
         )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 16, 17, 31, 40, 75])
+def test_the_gradient_from_a_saved_lse_whichever_class_is_the_target(dtype, n, rng):
+    """At the target's class it is what the others hold, wherever in a vector that is and however little."""
+    target = np.arange(n)
+    for top in 0, 30:
+        x = rng.normal(0, 2, (n, n)) + top * np.eye(n)
+        x[1::3, 0] = -np.inf
+        x = x.astype(DTYPES[dtype])
+        x[target, target] = np.where(np.isinf(x[target, target].astype("f8")), 0, x[target, target])
+        lse = numbasoft.logsumexp(x.astype("f8")).astype("f4" if dtype != "float64" else "f8")
+        p = np.exp(x.astype("f8").astype(np.longdouble) - lse[:, None])
+        others = np.where(np.eye(n, dtype=bool), 0, p).sum(axis=1)
+        for g in 1.0, -3.0, 100.0 if dtype == "float16" else 1e12:
+            got = cross_entropy_backward(np.full(n, g), x, target, lse=lse, reduction="none").astype("f8")
+            wanted = p.copy()
+            wanted[target, target] = -others if top else p[target, target] - 1
+            wanted *= g
+            eps = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[dtype]
+            least = 2.0**-24 if dtype == "float16" else 1e-40  # beside p - 1, and the smallest float16
+            np.testing.assert_allclose(
+                got, wanted.astype("f8"), rtol=4 * eps, atol=least if top else 4 * eps * abs(g)
+            )
+            assert not got[np.isinf(x.astype("f8"))].any()
+
+
+def test_a_saved_lse_of_one_class_alone_leaves_no_gradient():
+    for dtype in "float32", "float64":
+        x = np.full((20, 20), -np.inf, dtype)
+        np.fill_diagonal(x, 3)
+        got = cross_entropy_backward(1.0, x, np.arange(20), lse=np.full(20, 3.0), reduction="sum")
+        assert not got.any() and not np.signbit(got[~np.eye(20, dtype=bool)]).any()
+
+
 def test_an_lse_of_something_else_gives_no_plausible_number():
     x = np.array([[0.0, 1.0, 2.0]])
     for lse in (-1e5, np.nan, np.inf, -np.inf):

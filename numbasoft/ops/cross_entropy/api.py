@@ -375,9 +375,11 @@ def cross_entropy_backward(
         As given to ``cross_entropy``.
     lse : array_like, optional
         What ``logsumexp`` gives for the logits, the axis and the temperature, with or without
-        the axis. It spares a traversal of the logits. The gradient is then that of the
-        ``lse`` as given: its rounding to float32 is worth up to ``abs(lse) / 2`` ULP. With
-        class probabilities, and on a CUDA device, it is not needed and not used.
+        the axis. It spares a traversal of the logits, which here gains little: exponentials take
+        most of the time, and without ``lse`` other axes and short rows have kernels of their own.
+        The gradient is then that of the ``lse`` as given: its rounding to float32 is worth up to
+        ``abs(lse) / 2`` ULP. With class probabilities, and on a CUDA device, it is not needed and
+        not used.
     axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction :
         As given to ``cross_entropy``.
     out : numpy.ndarray, optional

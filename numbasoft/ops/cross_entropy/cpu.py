@@ -16,7 +16,7 @@ from numba.extending import overload
 from ...columns import MOST as MOST_COLUMNS
 from ...columns import gathered, plane_counted, plane_exponentials, scattered, tile, tiles_of
 from ...confident import logs_of_parts, others_of
-from ...elementary import coefficients, exponential, largest, least, shift_of, shift_of_lse, two_sum
+from ...elementary import coefficients, exponential, largest, least, shift_of, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...narrow import (
     MOST,
@@ -35,15 +35,16 @@ from ...tiles import (
     CONFIDENT,
     ROWS,
     exponentials_in,
-    first_lanes,
     prefetch_distance,
     put,
     put_parts,
     reciprocal,
     rows_in_tile,
     shifts,
+    shifts_of_lse,
 )
 from ...vector import (
+    below,
     filled,
     fma,
     lanes,
@@ -51,6 +52,7 @@ from ...vector import (
     load_part,
     max_across,
     maximum,
+    prefetch,
     row_at,
     select,
     stack_array,
@@ -837,64 +839,96 @@ def rows_from_lse(
 ):
     n = x.shape[1]
     inverse = np.float64(inverse_high) + np.float64(inverse_low)
-    parts = stack_array(x, 80)
+    c, magic, rest = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS)
     for i in range(start, stop):
+        r = (i - start) % ROWS
+        if r == 0:
+            shifts_of_lse(lse, i, min(ROWS, stop - i), temperature, high, c, magic, rest, lowest, fraction)
         at, dx_at, k = row_at(x, i), row_at(dx, i), target[i]
         if k == IGNORED:
             row_filled(dx, dx_at, n, 0.0)
             continue
-        s = shift_of_lse(filled(x, lse[i]), temperature, high)
-        shift = first_lanes(s, parts)
+        shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
         unit = g[i] * inverse if np.isfinite(lse[i]) else np.nan
         extra = 2.0 * z * lse[i] if z != 0.0 else 0.0
         mass = own[i] + whole
         factor = unit * (mass + extra)
-        e_own = element_from_lse(x, at + k, shift, high, low)
-        # the target's own exponential is not among the others: it may be all but nothing less than their sum
-        others = part_from_lse(x, at, k, shift, high, low, factor, spread, 0, unit, dx, dx_at)
-        skipped = k + 1
-        others += part_from_lse(
-            x, at + skipped, n - skipped, shift, high, low, factor, spread, skipped, unit, dx, dx_at + skipped
-        )
+        ahead = prefetch_distance(x, 1, stop - i - 1)
+        if abs(factor) <= 1.0:
+            scale = factor / largest(x)
+            both = row_from_lse(x, at, n, k, shift, high, low, scale, spread, unit, ahead, dx, dx_at)
+        else:
+            up = lift(x)
+            scales = up / largest(x), factor / up, 0.0 if factor == factor else np.nan
+            both = row_from_lse(x, at, n, k, shift, high, low, scales, spread, unit, ahead, dx, dx_at)
         share_k = share_of(x, None, 0, None, spread, k)
-        p_k, others_p = e_own / largest(x), others / largest(x)
+        # what stands for exponentials of 0 is in their sum
+        others = 0.0 if both[1] < n * least(x) else both[1]
+        p_k, others_p = both[0] / largest(x), others / largest(x)
         q_k, elsewhere = own[i] + share_k, whole - share_k
         own_gradient = gradient_at(p_k, others_p, q_k, elsewhere, mass, mass + extra, extra)
         store_part(dx, dx_at + k, 1, filled(dx, unit * own_gradient))
 
 
 @inline
-def from_lse(v, shift, high, low, c):
-    """exp(v / T - lse) times ``largest``: 0 where that is too small for a factor, inf where it is too large."""
-    e = counted(exponential(v, shift, high, low, c))
-    return select(fma(v - shift[0], high, shift[4]) > 60.0, np.inf, e)
+def from_lse(v, shift, limit, high, low, c):
+    """exp(v / T - lse) times ``largest``, infinite where v is above the limit."""
+    return select(v > limit, np.inf, exponential(v, shift, high, low, c))
 
 
 @inline
-def element_from_lse(x, at, shift, high, low):
-    v = load_part(x, at, 1, -np.inf)
-    return np.float64(sum_across(from_lse(v, shift, high, low, coefficients(v))))
+def row_from_lse(x, at, n, k, shift, high, low, scale, spread, unit, ahead, dx, dx_at):
+    """The gradient of all classes, right but at k; the exponential of k and the sum of those of the others.
 
-
-@inline
-def part_from_lse(x, at, n, shift, high, low, factor, spread, first, unit, dx, dx_at):
-    """The gradient of n classes from ``first`` on, none of them the target, and the sum of their exponentials."""
+    That of k may be all but nothing less than the sum of all.
+    """
+    w = lanes(x)
     one = filled(x, 1.0)
     c = coefficients(one)
+    limit = shift[0] + (60.0 - shift[4]) / high  # of logits 2**60 times as large as lse
     total = dot_start(one)
-    up = lift(one) if abs(factor) > 1.0 else 1.0
-    part = up / largest(x)
-    none = 0.0 if factor == factor else np.nan
+    own, end = k - k % w, n - n % w
+    e_own = 0.0
     j = 0
-    while j < n:
-        e = from_lse(load_part(x, at + j, n - j, -np.inf), shift, high, low, c)
-        total = exact_push(total, e)
-        a = share_part(one, None, 0, None, spread, first + j, n - j)
-        p = select(e == 0.0, none, e * part * (factor / up))
-        store_part(dx, dx_at + j, n - j, less(p, a, unit))
-        j += lanes(x)
+    for stop in (own, end):
+        while j + w <= stop:
+            prefetch(x, at + j + ahead)
+            e, p = scaled(from_lse(load(x, at + j), shift, limit, high, low, c), scale)
+            total = exact_push(total, e)
+            store(dx, dx_at + j, less(p, share(one, None, 0, None, spread, j), unit))
+            j += w
+        # the vector with k, then what is left at the end
+        if j < n:
+            e, p = scaled(from_lse(load_part(x, at + j, n - j, -np.inf), shift, limit, high, low, c), scale)
+            is_other, lane = below(e, max(k - j, 0)), below(e, max(k - j + 1, 0))
+            e_own += np.float64(sum_across(select(is_other, 0.0, select(lane, counted(e), 0.0))))
+            total = exact_push(total, select(is_other, e, select(lane, 0.0, e)))
+            store_part(dx, dx_at + j, n - j, less(p, share_part(one, None, 0, None, spread, j, n - j), unit))
+            j += w
     s = sum_end(total)
-    return s[0] + s[1]
+    return e_own, s[0] + s[1]
+
+
+def scaled(e, scale):
+    """Exponentials as they are added up, and times the factor of their gradients, which may be in two parts.
+
+    With ``scale`` in two parts the factor is so large that what stands for an exponential of 0 would come to light.
+    """
+
+
+@overload(scaled, **INLINE)
+def scaled_by_type(e, scale):
+    return scaled_twice if isinstance(scale, types.BaseTuple) else scaled_once
+
+
+def scaled_once(e, scale):
+    return e, e * scale
+
+
+def scaled_twice(e, scale):
+    e = counted(e)
+    return e, select(e == 0.0, scale[2], e * scale[0] * scale[1])
 
 
 @kernel
