@@ -130,12 +130,12 @@ def report(arguments) -> int:
     if arguments.threads and arguments.threads > jit.processors():
         fail(f"--threads {arguments.threads}: this process may use {jit.processors()} processors")
     if arguments.plot:
-        if importlib.util.find_spec("matplotlib") is None:
-            fail("--plot needs matplotlib: pip install matplotlib")
         if Path(arguments.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
             fail(f"--plot {arguments.plot}: its name must end in .png, .svg or .pdf")
         if not Path(arguments.plot).absolute().parent.is_dir():
             fail(f"--plot {arguments.plot}: its directory does not exist")
+        if importlib.util.find_spec("matplotlib") is None:
+            fail("--plot needs matplotlib: pip install matplotlib")
     result = run.report(threads=arguments.threads, quick=arguments.quick, rounds=arguments.rounds)
     if arguments.plot:
         show.plot(result, arguments.plot)

@@ -10,6 +10,7 @@ SUPPORTED = "float16, bfloat16, float32, float64, bool and integers"
 
 # A temperature beyond these has no 1 / T * log2(e) in float64.
 SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-290, 1e290
+TEMPERATURES = f"a positive finite number from {SMALLEST_TEMPERATURE} to {LARGEST_TEMPERATURE}"
 
 
 def array(value, name):
@@ -73,17 +74,14 @@ def temperature(value):
     if isinstance(value, np.ndarray):
         raise TypeError(f"temperature is an array of shape {value.shape}, but must be one number")
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating)):
-        raise TypeError(f"temperature is {value!r}, but must be a positive finite number")
+        raise TypeError(f"temperature is {value!r}, but must be {TEMPERATURES}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if math.isnan(number) or not SMALLEST_TEMPERATURE <= number <= LARGEST_TEMPERATURE:
         shown = value if len(repr(value)) < 60 else f"{number}, as a float"
-        raise ValueError(
-            f"temperature is {shown!r}, but must be a positive finite number "
-            f"from {SMALLEST_TEMPERATURE} to {LARGEST_TEMPERATURE}"
-        )
+        raise ValueError(f"temperature is {shown!r}, but must be {TEMPERATURES}")
     return number
 
 

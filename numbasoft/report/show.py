@@ -130,7 +130,7 @@ def speed(result: dict, *, markdown: bool = False) -> str:
     given = " and ".join(name for name in part["given_output"] if name not in ours)
     lines = [
         table(["workload", *ours, *others], rows, markdown=markdown),
-        f"Best of {part['rounds']} process{'es' if part['rounds'] > 1 else ''} per library, run in turn, {part['threads']} threads each; every result checked "
+        f"Best of {part['rounds']} process{'es' if part['rounds'] > 1 else ''} per library, run in turn, {part['threads']} thread{'s' if part['threads'] > 1 else ''} each; every result checked "
         f"before it is timed. 3.00x: the library takes three times as long as numbasoft. {given}: against numbasoft with "
         "out= where it takes one, the rest against numbasoft allocating as they do. The parallel copy moves the bytes of the workload, each "
         "input read once, each output written once: 0.90x is 90 % of that copy's speed; a copy may be beaten, too.",
