@@ -76,6 +76,7 @@ def test_bits_of_a_gradient_alone(dtype, n, however_few):
         g = rng.normal(0, 1, y.shape).astype(dtype)
         # sums that are 0, tiny and large, and rows that only the formulas for every case do right
         g[1], g[2], g[3] = 0, g[3] * dtype.type(1e-6), g[3] * dtype.type(1e4)
+        g[4:7] = g[4:7].astype(np.float64) * [[1e-10], [1e-20], [1e-40]]
         for special in None, np.inf, np.nan, float(ml_dtypes.finfo(dtype).max):
             if special is not None:
                 g[7] = special

@@ -624,8 +624,8 @@ def backward_column_tiles(
             plane_sum(room, p * n, room, half + p * n, n, total, lost)
             for r in range(w):
                 is_plain &= abs(total[r]) < LARGE
-                part[r] = unit if abs(total[r]) < SMALL else 1.0
-                other_part = unit / part[r]
+                is_small = abs(total[r]) < SMALL
+                part[r], other_part = (unit, 1.0) if is_small else (1.0, unit)
                 first[r], second[r] = two_parts((total[r] * other_part, lost[r] * other_part), g)
             both, part_of_rows = (load(first, 0), load(second, 0)), load(part, 0)
             for at in range(p * n, (p + w) * n, w):
