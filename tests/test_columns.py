@@ -8,6 +8,9 @@ import numbasoft
 from numbasoft import arrays, launch
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed, which has bfloat16")
+pytest.importorskip("hypothesis", reason="hypothesis is not installed, which draws the examples")
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
 
@@ -243,6 +246,56 @@ def test_rows_longer_than_a_segment_are_copied_to_rows():
     assert_same_bits(numbasoft.softmax(x, 0).T, one_by_one(numbasoft.softmax, np.ascontiguousarray(x.T)))
     x = x[:-1]
     assert_same_bits(numbasoft.softmax(x, 0).T, one_by_one(numbasoft.softmax, np.ascontiguousarray(x.T)))
+
+
+NUMBERS = [
+    0.0,
+    -0.0,
+    np.inf,
+    -np.inf,
+    np.nan,
+    1e-40,
+    -1e-40,
+    1e30,
+    -1e30,
+    3e38,
+    5e-324,
+    1e-7,
+    88.7,
+    -103.9,
+    -745.1,
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 80) | st.sampled_from([256, 600]), st.integers(1, 140)),
+    dtype=st.sampled_from(DTYPES),
+    spread=st.sampled_from([1e-6, 1.0, 30.0, 1000.0]),
+    power=st.integers(-45, 38),
+    special=st.sampled_from([0.0, 0.0, 0.02, 0.6]),
+)
+def test_bits_of_rows_whatever_numbers_they_hold(seed, shape, dtype, spread, power, special):
+    """Of logits, and of gradients from those that are tiny to those whose sums overflow."""
+    rng = np.random.default_rng(seed)
+    dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    x, g = rng.normal(0, spread, shape), rng.normal(0, 1, shape) * 10.0**power
+    x, g = (
+        np.where(rng.random(shape) < special, rng.choice(NUMBERS, shape), a).astype(dtype) for a in (x, g)
+    )
+    rows, of_g = np.ascontiguousarray(along(x)), np.ascontiguousarray(along(g))
+    for forward, backward in (
+        (numbasoft.softmax, numbasoft.softmax_backward),
+        (numbasoft.log_softmax, numbasoft.log_softmax_backward),
+    ):
+        y = forward(rows)
+        assert_same_bits(along(forward(x, 1)), y)
+        for given_y in y, rows:
+            expected = backward(of_g, given_y)
+            assert_same_bits(along(backward(g, across(given_y, shape[0]), 1)), expected)
+    assert_same_bits(numbasoft.logsumexp(x, 1).reshape(-1), numbasoft.logsumexp(rows))
 
 
 def test_calls_in_pieces(monkeypatch):
