@@ -7,10 +7,11 @@ from samples import assert_same_bits, one_by_one, rows_of_every_kind
 import numbasoft
 from numbasoft import arrays, launch
 
-ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed, which has bfloat16")
 pytest.importorskip("hypothesis", reason="hypothesis is not installed, which draws the examples")
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed, which has bfloat16")
 
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
 
