@@ -1,8 +1,8 @@
 """Rows that lie across: along an axis with others behind it, a lane for every row.
 
-An array is (outer, n, inner), its rows run along the middle, and so many of them as lines of the cache
-hold are copied side by side into planes: in one plane vector j is element j of as many rows as there
-are lanes. Nothing is transposed. Every addition is one that ``passes`` and ``summation`` make within
+An array is (outer, n, inner), its rows run along the middle. A tile of rows that lie side by side is
+copied to planes, line by line: in one plane, vector j is element j of as many rows as a vector has
+lanes. Nothing is transposed. Every addition is one that ``passes`` and ``summation`` make within
 the vectors of a row, in the same order, so the bits are those of a row that lies along the last axis.
 """
 
