@@ -399,6 +399,20 @@ def test_an_lse_of_something_else_gives_no_plausible_number():
         assert not np.isfinite(grad).any(), (lse, grad)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_lse_too_small_for_huge_logits_gives_no_plausible_number(dtype, temperature):
+    """By how many powers of two is exact, however far apart the numbers next to such a logit are."""
+    for base in (1e5, 1e7, 1e8, 1e9, 3e9, 1e12, 1e15, 1e17, -1e9, -1e17):
+        step = max(3.0, float(np.spacing(np.asarray(abs(base), dtype))))
+        lse = np.array([base / temperature], dtype)
+        for j in range(1, 40):
+            x = np.array([[base + step * j, base, base]], dtype)
+            if (float(x[0, 0]) - float(lse[0]) * temperature) / temperature > 45:
+                grad = cross_entropy_backward(1.0, x, [1], lse=lse, temperature=temperature)
+                assert not np.isfinite(grad[0, 0]), (base, j, grad)
+
+
 # --- reproducibility and layouts ---------------------------------------------------------------------------
 
 

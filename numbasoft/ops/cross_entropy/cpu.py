@@ -872,9 +872,10 @@ def rows_from_lse(
 
 
 @inline
-def from_lse(v, shift, limit, high, low, c):
-    """exp(v / T - lse) times ``largest``, infinite where v is above the limit."""
-    return select(v > limit, np.inf, exponential(v, shift, high, low, c))
+def from_lse(v, shift, high, low, c):
+    """exp(v / T - lse) times ``largest``, infinite where that is too large."""
+    # a limit of v itself, known before the loop, would be rounded by many powers of two where logits are huge
+    return select(fma(v - shift[0], high, shift[4]) > 60.0, np.inf, exponential(v, shift, high, low, c))
 
 
 @inline
@@ -886,7 +887,6 @@ def row_from_lse(x, at, n, k, shift, high, low, scale, spread, unit, ahead, dx, 
     w = lanes(x)
     one = filled(x, 1.0)
     c = coefficients(one)
-    limit = shift[0] + (60.0 - shift[4]) / high  # of logits 2**60 times as large as lse
     total = dot_start(one)
     own, end = k - k % w, n - n % w
     e_own = 0.0
@@ -894,13 +894,15 @@ def row_from_lse(x, at, n, k, shift, high, low, scale, spread, unit, ahead, dx, 
     for stop in (own, end):
         while j + w <= stop:
             prefetch(x, at + j + ahead)
-            e, p = scaled(from_lse(load(x, at + j), shift, limit, high, low, c), scale)
+            e, p = summed_and_scaled(from_lse(load(x, at + j), shift, high, low, c), scale)
             total = exact_push(total, e)
             store(dx, dx_at + j, less(p, share(one, None, 0, None, spread, j), unit))
             j += w
         # the vector with k, then what is left at the end
         if j < n:
-            e, p = scaled(from_lse(load_part(x, at + j, n - j, -np.inf), shift, limit, high, low, c), scale)
+            e, p = summed_and_scaled(
+                from_lse(load_part(x, at + j, n - j, -np.inf), shift, high, low, c), scale
+            )
             is_other, lane = below(e, max(k - j, 0)), below(e, max(k - j + 1, 0))
             e_own += np.float64(sum_across(select(is_other, 0.0, select(lane, counted(e), 0.0))))
             total = exact_push(total, select(is_other, e, select(lane, 0.0, e)))
@@ -910,15 +912,15 @@ def row_from_lse(x, at, n, k, shift, high, low, scale, spread, unit, ahead, dx, 
     return e_own, s[0] + s[1]
 
 
-def scaled(e, scale):
+def summed_and_scaled(e, scale):
     """Exponentials as they are added up, and times the factor of their gradients, which may be in two parts.
 
     With ``scale`` in two parts the factor is so large that what stands for an exponential of 0 would come to light.
     """
 
 
-@overload(scaled, **INLINE)
-def scaled_by_type(e, scale):
+@overload(summed_and_scaled, **INLINE)
+def summed_and_scaled_by_type(e, scale):
     return scaled_twice if isinstance(scale, types.BaseTuple) else scaled_once
 
 
