@@ -57,7 +57,16 @@ def plain_size(x, axis, temperature, where, out):
         return 0
     if out_flags.owndata and flags.owndata:  # told in a third of the time of may_share_memory
         return size
-    return 0 if np.may_share_memory(out, x) else size
+    return size if are_of_two_owners(x, out) or not np.may_share_memory(out, x) else 0
+
+
+def are_of_two_owners(a, b):
+    """Whether two arrays are views of different ones, and so apart: most are, and it takes half the time to tell."""
+    owner, other = a.base, b.base
+    owner, other = a if owner is None else owner, b if other is None else other
+    if type(owner) is not ndarray or type(other) is not ndarray or owner is other:
+        return False
+    return owner.flags.owndata and other.flags.owndata
 
 
 def are_plain(a, b, axis, temperature, out):

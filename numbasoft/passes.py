@@ -38,6 +38,7 @@ from .summation import (
     sum_start,
 )
 from .vector import (
+    aligned_after,
     any_kept_of,
     below,
     filled,
@@ -65,6 +66,9 @@ MOST_SEGMENTS = 64
 # Loop 3 follows loop 2 after this many elements, from the first cache: with both in one loop the
 # additions wait for exponentials and keep the next ones out of the CPU's queue.
 BLOCK = 256
+
+# Rows of fewer vectors are taken from their first element on.
+LEAST_ALIGNED = 16
 
 # Lines are asked for so many elements before exponentials are written to them.
 WRITE_AHEAD = 512
@@ -346,27 +350,38 @@ def row_others(x, at, mask, mask_at, n, m, shift, high, low):
 
 
 @inline
+def second_vector(array, at, n):
+    """Where vectors between the first of a row and its last begin, if order does not matter and they may overlap.
+
+    Each fills a line of the cache, for which a load of two lines takes twice as long; short rows gain nothing.
+    """
+    w = lanes(array)
+    return aligned_after(array, at) if n >= LEAST_ALIGNED * w else w
+
+
+@inline
 def row_scaled(e, e_at, n, factor, y, at, x=None, x_at=0, mask=None, mask_at=0):
     """Loop 4: every exponential divided by the sum, whose reciprocal is given in two parts.
 
     Beside it, unless x is None, loop 1 over a row of x, whose maximum is returned: next to stores it takes no time.
     """
     w = lanes(y)
-    last = load(e, e_at + n - w) if n >= w else filled(y, 0.0)
     m = filled(y, -np.inf)
-    j = 0
-    while j + w <= n:
+    if n < w:
+        a = load_part(e, e_at, n, 0.0)
+        store_part(y, at, n, fma(a, factor[0], a * factor[1]))
+        return max_across(larger_part(m, x, x_at, mask, mask_at, n))
+    # The first and the last vector may overlap others; they are read before those overwrite them in place.
+    first, last = load(e, e_at), load(e, e_at + n - w)
+    m = larger(larger(m, x, x_at, mask, mask_at), x, x_at + n - w, mask, mask_at + n - w)
+    j = second_vector(e, e_at, n)
+    while j + w < n:
         m = larger(m, x, x_at + j, mask, mask_at + j)
         a = load(e, e_at + j)
         store(y, at + j, fma(a, factor[0], a * factor[1]))
         j += w
-    if j < n and n >= w:
-        m = larger(m, x, x_at + n - w, mask, mask_at + n - w)
-        store(y, at + n - w, fma(last, factor[0], last * factor[1]))
-    elif j < n:
-        m = larger_part(m, x, x_at, mask, mask_at, n)
-        a = load_part(e, e_at, n, 0.0)
-        store_part(y, at, n, fma(a, factor[0], a * factor[1]))
+    store(y, at, fma(first, factor[0], first * factor[1]))
+    store(y, at + n - w, fma(last, factor[0], last * factor[1]))
     return max_across(m)
 
 
@@ -451,17 +466,19 @@ def difference_64(v, first, second):
 def row_differences(x, at, mask, mask_at, n, subtrahend, y, y_at):
     """Loop 5 of log_softmax where T is 1: x[j] - (m + l) for every element, m + l in two parts."""
     w = lanes(x)
-    last = load_kept(x, at + n - w, mask, mask_at + n - w) if n >= w else filled(x, 0.0)
-    j = 0
-    while j + w <= n:
+    if n < w:
+        v = load_kept_part(x, at, mask, mask_at, n)
+        store_part(y, y_at, n, difference(v, subtrahend[0], subtrahend[1]))
+        return
+    # as in ``row_scaled``
+    first, last = load_kept(x, at, mask, mask_at), load_kept(x, at + n - w, mask, mask_at + n - w)
+    j = second_vector(y, y_at, n)
+    while j + w < n:
         v = load_kept(x, at + j, mask, mask_at + j)
         store(y, y_at + j, difference(v, subtrahend[0], subtrahend[1]))
         j += w
-    if j < n and n >= w:
-        store(y, y_at + n - w, difference(last, subtrahend[0], subtrahend[1]))
-    elif j < n:
-        v = load_kept_part(x, at, mask, mask_at, n)
-        store_part(y, y_at, n, difference(v, subtrahend[0], subtrahend[1]))
+    store(y, y_at, difference(first, subtrahend[0], subtrahend[1]))
+    store(y, y_at + n - w, difference(last, subtrahend[0], subtrahend[1]))
 
 
 @inline

@@ -287,6 +287,52 @@ def test_gradients_of_ordinary_rows_take_the_short_loop(tmp_path):
     assert hot == [False] * 5
 
 
+# Where the second vector begins is replaced by the end of the row: nothing between the first and the last is done.
+ALIGNED = """
+import json
+import numpy as np
+from numbasoft import passes
+from numbasoft.jit import inline, kernel
+from numbasoft.ops.cross_entropy import cpu
+
+found = []
+
+@kernel
+def begin(x, at, n, j):
+    j[0] = passes.second_vector(x, at, n)
+
+for dtype, w in (np.float32, 16), (np.float64, 8):
+    x, j = np.zeros(100, dtype), np.zeros(1, np.int64)
+    for at in range(20):
+        begin(x, at, 16 * w, j)
+        place = x.ctypes.data + (at + int(j[0])) * x.itemsize
+        begin(x, at, 16 * w - 1, j)
+        found.append((place % 64, int(j[0]) - w))
+
+@inline
+def nothing(array, at, n):
+    return n
+
+passes.second_vector = cpu.second_vector = nothing
+import numbasoft
+
+x = np.random.default_rng(0).normal(size=(3, 1000)).astype("f4")
+y = np.full_like(x, 7)
+kept = numbasoft.softmax(x, out=y)[0, 100:900].min() > 1
+y[:] = 7
+numbasoft.log_softmax(x, out=y)
+kept_logarithms = (y[0, 100:900] == 7).all()
+kept_gradients = numbasoft.cross_entropy_value_and_grad(x, [1, 1, 1])[1][0, 100:900].min() > 1
+print(json.dumps((found, [bool(kept), bool(kept_logarithms), bool(kept_gradients)])))
+"""
+
+
+def test_vectors_fill_whole_lines_where_their_order_does_not_matter(tmp_path):
+    found, seen = run_fresh(ALIGNED, tmp_path)
+    assert len(found) == 40 and all(place == 0 and short == 0 for place, short in found)
+    assert seen == [True] * 3
+
+
 ASKING = """
 import json
 import numpy as np
@@ -333,12 +379,23 @@ def test_helpers_and_parallel_loops_are_made_machine_code_in_kernels_only(tmp_pa
     assert not [name for name in names if "gufunc" in name.lower() or "row_" in name or "exponential" in name]
 
 
-def test_an_output_with_memory_of_its_own_is_not_compared(monkeypatch):
+def test_an_output_with_memory_of_another_owner_is_not_compared(monkeypatch):
     def compared(*arrays):
         raise AssertionError("may_share_memory")
 
-    x = np.zeros((2, 3), np.float32)
+    whole = np.zeros((4, 3), np.float32)
+    x = whole[:2]
     monkeypatch.setattr(arrays.np, "may_share_memory", compared)
-    assert arrays.plain_size(x, -1, 1.0, None, np.empty_like(x)) == 6
+    for given in x, x.copy():
+        for out in (
+            np.empty_like(x),
+            np.empty((3, 3), np.float32)[:2],
+            np.empty(9, np.float32)[3:].reshape(2, 3),
+        ):
+            assert arrays.plain_size(given, -1, 1.0, None, out) == 6
+    foreign = np.frombuffer(bytearray(24), np.float32).reshape(2, 3)
+    for out in whole[1:3], whole[2:], whole[2:].reshape(-1)[:6].reshape(2, 3), foreign:
+        with pytest.raises(AssertionError, match="may_share_memory"):
+            arrays.plain_size(x, -1, 1.0, None, out)
     with pytest.raises(AssertionError, match="may_share_memory"):
-        arrays.plain_size(x, -1, 1.0, None, np.empty((3, 3), np.float32)[:2])
+        arrays.plain_size(x, -1, 1.0, None, x[:])

@@ -33,6 +33,7 @@ from .arithmetic import (
 from .blocks import block_side, transpose_block
 from .memory import (
     add_atomically,
+    aligned_after,
     any_kept_of,
     below,
     filled,
@@ -54,6 +55,7 @@ from .memory import (
 
 __all__ = [
     "add_atomically",
+    "aligned_after",
     "any_kept_of",
     "below",
     "block_side",

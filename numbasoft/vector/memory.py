@@ -106,6 +106,21 @@ def row_at(typingctx, array, i):
 
 
 @intrinsic
+def aligned_after(typingctx, array, offset):
+    """How far behind an element the next one lies, 1 to ``lanes``, from which vectors fill whole lines of the cache."""
+    if not is_loadable(array):
+        return None
+
+    def lower(context, builder, sig, args):
+        size, count = array.dtype.bitwidth // 8, vector_of(array).lanes
+        pointer, _ = address(context, builder, array, args[0], args[1])
+        place = builder.udiv(builder.ptrtoint(pointer, I64), ir.Constant(I64, size))
+        return builder.sub(ir.Constant(I64, count), builder.and_(place, ir.Constant(I64, count - 1)))
+
+    return types.intp(array, types.intp), lower
+
+
+@intrinsic
 def load(typingctx, array, offset):
     """A full vector of an array's elements, 16-bit floats widened to float32."""
     if not is_loadable(array):

@@ -29,7 +29,7 @@ from ...narrow import (
     rows_of,
     sums_of_columns,
 )
-from ...passes import row_exponentials, row_maximum
+from ...passes import row_exponentials, row_maximum, second_vector
 from ...summation import dot_push, dot_start, exact_push, sum_end
 from ...tiles import (
     CONFIDENT,
@@ -529,20 +529,23 @@ def row_gradients(e, e_at, n, factor, after, limit, none, q, q_at, weights, spre
 def row_products(e, e_at, n, factor, q, q_at, weights, spread, unit, dx, dx_at):
     w = lanes(e)
     one = filled(e, 1.0)
-    last = load(e, e_at + n - w) if n >= w else one
-    j = 0
-    while j + w <= n:
+    if n < w:
+        v = load_part(e, e_at, n, 0.0)
+        a = share_part(one, q, q_at, weights, spread, 0, n)
+        store_part(dx, dx_at, n, less(fma(v, factor[0], v * factor[1]), a, unit))
+        return
+    # as in ``passes.row_scaled``
+    first, last = load(e, e_at), load(e, e_at + n - w)
+    j = second_vector(e, e_at, n)
+    while j + w < n:
         v = load(e, e_at + j)
         a = share(one, q, q_at, weights, spread, j)
         store(dx, dx_at + j, less(fma(v, factor[0], v * factor[1]), a, unit))
         j += w
-    if j < n and n >= w:
-        a = share(one, q, q_at, weights, spread, n - w)
-        store(dx, dx_at + n - w, less(fma(last, factor[0], last * factor[1]), a, unit))
-    elif j < n:
-        v = load_part(e, e_at, n, 0.0)
-        a = share_part(one, q, q_at, weights, spread, 0, n)
-        store_part(dx, dx_at, n, less(fma(v, factor[0], v * factor[1]), a, unit))
+    a = share(one, q, q_at, weights, spread, 0)
+    store(dx, dx_at, less(fma(first, factor[0], first * factor[1]), a, unit))
+    a = share(one, q, q_at, weights, spread, n - w)
+    store(dx, dx_at + n - w, less(fma(last, factor[0], last * factor[1]), a, unit))
 
 
 @kernel
