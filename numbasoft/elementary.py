@@ -196,11 +196,22 @@ def of_reduced(r, power, c):
     return (first + others) * power
 
 
+def not_below(lowest, d):
+    """d, but nothing less than ``lowest``, unless that is None."""
+
+
+@overload(not_below, **INLINE)
+def not_below_by_type(lowest, d):
+    if lowest == types.none:
+        return lambda lowest, d: d
+    return lambda lowest, d: maximum(lowest, d)
+
+
 @inline
 def parts_32(x, shift, high, low, c):
     """Three numbers whose fma is the exponential; their product is at most a 22nd of it."""
     centre, magic, rest, lowest, _ = shift
-    d = maximum(lowest, x - centre)
+    d = not_below(lowest, x - centre)
     # the rest counts here too: r and with it the product would be twice as large, and so what their sum loses
     t = fma(d, high, rest) + magic
     r = fma(d, high, magic - t) + fma(d, low, rest)
@@ -214,7 +225,7 @@ def parts_32(x, shift, high, low, c):
 def reduced_64(x, shift, high, low):
     """The first half of an exponential: r, and a power of two whose product with 2**r it is."""
     centre, magic, rest, lowest, fraction = shift
-    d = maximum(lowest, x - centre)
+    d = not_below(lowest, x - centre)
     t = fma(d, high, fraction) + magic
     r = fma(d, high, (magic - t) + fraction) + fma(d, low, rest)
     return r, low_bits_as_exponent(t)
@@ -295,6 +306,13 @@ def split_64(c, near, unit, rest_of_unit, high):
     rest = 0.0 - fma(near, rest_of_unit, fma(near, unit, 0.0 - k))
     magic = splat(near, ROUND_64 + BIAS_64 + OFFSET_64)
     return c, magic, rest, (k - (OFFSET_64 + 1021.0)) / high, 0.0 - k
+
+
+@inline
+def bounded(shift, bottom):
+    """A shift of which ``lowest`` is -inf in rows where nothing is as low, as their least elements tell."""
+    c, magic, rest, lowest, fraction = shift
+    return c, magic, rest, select(bottom - c >= lowest, -np.inf, lowest), fraction
 
 
 def shift_of_lse(lse, temperature, high):

@@ -122,8 +122,10 @@ def launch_plain_columns(serial, parallel, key, inputs, output):
 
 def split_rows(rows, n):
     """Whether rows are to be shared by threads: few and long, and not the same number for every thread."""
+    if n <= SEGMENT or rows * n < SHARED:
+        return False
     threads = jit.threads()
-    return n > SEGMENT and rows * n >= SHARED and 1 < threads and rows < 2 * threads and rows != threads
+    return 1 < threads and rows < 2 * threads and rows != threads
 
 
 def are_narrow(x, mask=None):
@@ -161,4 +163,4 @@ def computing_dtype(dtype, temperature):
 
 
 def is_wide(dtype):
-    return dtype == np.float64
+    return dtype == FLOAT64

@@ -50,6 +50,7 @@ from .vector import (
     load_part,
     max_across,
     maximum,
+    minimum,
     prefetch,
     prefetch_to_write,
     select,
@@ -71,7 +72,7 @@ BLOCK = 256
 LEAST_ALIGNED = 16
 
 # Lines are asked for so many elements before exponentials are written to them.
-WRITE_AHEAD = 512
+WRITE_AHEAD = 1024
 
 
 @inline
@@ -81,24 +82,62 @@ def segment_length(n):
 
 
 @inline
-def row_maximum(x, at, mask, mask_at, n):
-    """Loop 1: the maximum of a row. NaN is passed over; the sum brings it to light."""
+def row_range(x, at, mask, mask_at, n):
+    """Loop 1: the maximum of a row, and its least element. NaN is passed over; the sum brings it to light."""
     w = lanes(x)
-    m0 = filled(x, -np.inf)
-    m1 = m0
+    even = filled(x, -np.inf), filled(x, np.inf)
+    odd = even
     j = 0
     while j + 2 * w <= n:
-        m0 = maximum(load_kept(x, at + j, mask, mask_at + j), m0)
-        m1 = maximum(load_kept(x, at + j + w, mask, mask_at + j + w), m1)
+        even = range_with(even, x, at + j, mask, mask_at + j)
+        odd = range_with(odd, x, at + j + w, mask, mask_at + j + w)
         j += 2 * w
     if j + w <= n:
-        m0 = maximum(load_kept(x, at + j, mask, mask_at + j), m0)
+        even = range_with(even, x, at + j, mask, mask_at + j)
         j += w
     if j < n and n >= w:
-        m1 = maximum(load_kept(x, at + n - w, mask, mask_at + n - w), m1)
+        odd = range_with(odd, x, at + n - w, mask, mask_at + n - w)
     elif j < n:
-        m1 = load_kept_part(x, at, mask, mask_at, n)
-    return max_across(maximum(m0, m1))
+        odd = range_with_part(odd, x, at, mask, mask_at, n)
+    return range_across((maximum(even[0], odd[0]), minimum(even[1], odd[1])))
+
+
+def range_with(m, x, at, mask, mask_at):
+    """The largest and the least number so far in every lane, with a vector of x, if x is not None. NaN is passed over."""
+
+
+@overload(range_with, **INLINE)
+def range_with_by_type(m, x, at, mask, mask_at):
+    if x == types.none:
+        return lambda m, x, at, mask, mask_at: m
+    return range_with_vector
+
+
+def range_with_vector(m, x, at, mask, mask_at):
+    v = load_kept(x, at, mask, mask_at)
+    return maximum(v, m[0]), minimum(v, m[1])
+
+
+def range_with_part(m, x, at, mask, mask_at, n):
+    """As ``range_with``, with the first n elements of a vector, and -inf."""
+
+
+@overload(range_with_part, **INLINE)
+def range_with_part_by_type(m, x, at, mask, mask_at, n):
+    if x == types.none:
+        return lambda m, x, at, mask, mask_at, n: m
+    return range_with_part_of_vector
+
+
+def range_with_part_of_vector(m, x, at, mask, mask_at, n):
+    v = load_kept_part(x, at, mask, mask_at, n)
+    return maximum(v, m[0]), minimum(v, m[1])
+
+
+@inline
+def range_across(m):
+    """The largest number of all lanes, and the least."""
+    return max_across(m[0]), 0.0 - max_across(0.0 - m[1])
 
 
 @inline
@@ -277,14 +316,20 @@ def block_start_by_type(e, exact, e_at):
     return (lambda e, exact, e_at: e_at) if waits_in(e, exact) else (lambda e, exact, e_at: 0)
 
 
-def without_c(shift):
-    """A shift whose c is known to be zero, as a constant: that saves a subtraction and a register."""
+@inline
+def is_plain(shift):
+    """Whether a row's shift needs neither c nor ``lowest`` (see elementary.bounded)."""
+    return shift[0] == 0.0 and shift[3] == -np.inf
 
 
-@overload(without_c, **INLINE)
-def without_c_by_type(shift):
+def plain(shift):
+    """A shift that ``is_plain``, known as such: that saves a subtraction, a comparison and two registers."""
+
+
+@overload(plain, **INLINE)
+def plain_by_type(shift):
     zero = np.float64 if shift[0] == types.float64 else np.float32
-    return lambda shift: (zero(0.0), shift[1], shift[2], shift[3], shift[4])
+    return lambda shift: (zero(0.0), shift[1], shift[2], None, shift[4])
 
 
 @inline
@@ -298,10 +343,9 @@ def row_exponentials(
     j = 0
     while j < n:
         count, x_at, m_at, k_at, r_at = min(length, n - j), at + j, mask_at + j, e_at + j, result_at + j
-        if shift[0] == 0.0:
-            near = without_c(shift)
+        if is_plain(shift):
             s = segment_exponentials(
-                x, x_at, mask, m_at, count, e, k_at, near, high, low, ahead, exact, result, r_at
+                x, x_at, mask, m_at, count, e, k_at, plain(shift), high, low, ahead, exact, result, r_at
             )
         else:
             s = segment_exponentials(
@@ -363,48 +407,26 @@ def second_vector(array, at, n):
 def row_scaled(e, e_at, n, factor, y, at, x=None, x_at=0, mask=None, mask_at=0):
     """Loop 4: every exponential divided by the sum, whose reciprocal is given in two parts.
 
-    Beside it, unless x is None, loop 1 over a row of x, whose maximum is returned: next to stores it takes no time.
+    Beside it, unless x is None, loop 1 over a row of x, whose range is returned: next to stores it takes no time.
     """
     w = lanes(y)
-    m = filled(y, -np.inf)
+    m = filled(y, -np.inf), filled(y, np.inf)
     if n < w:
         a = load_part(e, e_at, n, 0.0)
         store_part(y, at, n, fma(a, factor[0], a * factor[1]))
-        return max_across(larger_part(m, x, x_at, mask, mask_at, n))
+        return range_across(range_with_part(m, x, x_at, mask, mask_at, n))
     # The first and the last vector may overlap others; they are read before those overwrite them in place.
     first, last = load(e, e_at), load(e, e_at + n - w)
-    m = larger(larger(m, x, x_at, mask, mask_at), x, x_at + n - w, mask, mask_at + n - w)
+    m = range_with(range_with(m, x, x_at, mask, mask_at), x, x_at + n - w, mask, mask_at + n - w)
     j = second_vector(e, e_at, n)
     while j + w < n:
-        m = larger(m, x, x_at + j, mask, mask_at + j)
+        m = range_with(m, x, x_at + j, mask, mask_at + j)
         a = load(e, e_at + j)
         store(y, at + j, fma(a, factor[0], a * factor[1]))
         j += w
     store(y, at, fma(first, factor[0], first * factor[1]))
     store(y, at + n - w, fma(last, factor[0], last * factor[1]))
-    return max_across(m)
-
-
-def larger(m, x, at, mask, mask_at):
-    """The larger of m and a vector of x, of which NaN is passed over; m if x is None."""
-
-
-@overload(larger, **INLINE)
-def larger_by_type(m, x, at, mask, mask_at):
-    if x == types.none:
-        return lambda m, x, at, mask, mask_at: m
-    return lambda m, x, at, mask, mask_at: maximum(load_kept(x, at, mask, mask_at), m)
-
-
-def larger_part(m, x, at, mask, mask_at, n):
-    """As ``larger``, of the first n elements."""
-
-
-@overload(larger_part, **INLINE)
-def larger_part_by_type(m, x, at, mask, mask_at, n):
-    if x == types.none:
-        return lambda m, x, at, mask, mask_at, n: m
-    return lambda m, x, at, mask, mask_at, n: maximum(load_kept_part(x, at, mask, mask_at, n), m)
+    return range_across(m)
 
 
 def largest_safe(x):
@@ -577,8 +599,7 @@ def row_sum_and_range(a, a_at, b, b_at, n):
     w = lanes(b)
     total = 0.0
     lost = 0.0
-    deepest = filled(b, -np.inf)  # -v for the least v
-    most = filled(b, -np.inf)
+    most, least = filled(b, -np.inf), filled(b, np.inf)
     first = 0
     while first < n:
         count = min(length, n - first)
@@ -587,17 +608,17 @@ def row_sum_and_range(a, a_at, b, b_at, n):
         while j + w <= first + count:
             v = load(b, b_at + j)
             part = exact_push(part, select(v == -np.inf, 0.0, load(a, a_at + j)))
-            deepest, most = maximum(0.0 - v, deepest), maximum(v, most)
+            most, least = maximum(v, most), minimum(v, least)
             j += w
         rest = first + count - j
         if rest > 0:
             v = load_part(b, b_at + j, rest, np.inf)
             part = exact_push(part, select(v == -np.inf, 0.0, load_part(a, a_at + j, rest, 0.0)))
-            deepest = maximum(0.0 - v, deepest)
-            most = maximum(load_part(b, b_at + j, rest, -np.inf), most)
+            most, least = maximum(load_part(b, b_at + j, rest, -np.inf), most), minimum(v, least)
         total, lost = sum_joined(b, total, lost, sum_end(part))
         first += count
-    return (total, lost), 0.0 - max_across(deepest), max_across(most)
+    most, least = range_across((most, least))
+    return (total, lost), least, most
 
 
 def nothing_kept(x, mask, mask_at, n):

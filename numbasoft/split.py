@@ -9,15 +9,16 @@ for, so one thread alone, wherever the others are, comes through.
 
 import numpy as np
 
-from .elementary import shift_of
+from .elementary import bounded, shift_of
 from .jit import inline
 from .passes import (
+    is_plain,
     nothing_kept,
-    row_maximum,
+    plain,
+    row_range,
     segment_exponentials,
     segment_length,
     segment_others,
-    without_c,
 )
 from .summation import sum_joined
 from .tiles import ROWS, first_lanes, log_of_others, logarithms_of_sums
@@ -82,9 +83,10 @@ def wait(turns, step, blocks, done, units):
 
 
 @inline
-def row_shift(x, m, high, low):
-    """The shift of a row whose maximum is m."""
-    return first_lanes(shift_of(filled(x, m), high, low), stack_array(x, 80))
+def row_shift(x, m, high, low, bottom=-np.inf):
+    """The shift of a row whose maximum is m, and whose least element if that is known."""
+    shift = bounded(shift_of(filled(x, m), high, low), filled(x, bottom))
+    return first_lanes(shift, stack_array(x, 80))
 
 
 @inline
@@ -117,13 +119,16 @@ def keeps_nothing(maxima, i, n):
 
 
 @inline
-def shared_maxima(x, mask, maxima, turns, block, blocks):
-    """Loop 1: the maximum of every segment, NaN for one of which a mask keeps nothing."""
+def shared_maxima(x, mask, maxima, sums, turns, block, blocks):
+    """Loop 1: the maximum of every segment, NaN for one of which a mask keeps nothing, and its least element.
+
+    That is kept where the sum of its exponentials will be.
+    """
     done = 0
     unit = next_unit(turns, 0, block, blocks, maxima.size)
     while unit < maxima.size:
         i, first, count = place(unit, x.shape[1])
-        m = row_maximum(x, row_at(x, i) + first, mask, row_at(mask, i) + first, count)
+        m, sums[unit, 0] = row_range(x, row_at(x, i) + first, mask, row_at(mask, i) + first, count)
         is_empty = m == -np.inf and nothing_kept(x, mask, row_at(mask, i) + first, count)
         maxima[unit] = np.nan if is_empty else m
         done += 1
@@ -139,9 +144,9 @@ def shared_exponentials(x, mask, maxima, high, low, exact, e, sums, turns, block
     while unit < maxima.size:
         i, first, count = place(unit, x.shape[1])
         at, mask_at, e_at = row_at(x, i) + first, row_at(mask, i) + first, row_at(e, i) + first
-        shift = row_shift(x, maximum_of_row(maxima, i, x.shape[1]), high, low)
-        if shift[0] == 0.0:
-            near = without_c(shift)
+        shift = row_shift(x, maximum_of_row(maxima, i, x.shape[1]), high, low, sums[unit, 0])
+        if is_plain(shift):
+            near = plain(shift)
             s = segment_exponentials(x, at, mask, mask_at, count, e, e_at, near, high, low, 1024, exact)
         else:
             s = segment_exponentials(x, at, mask, mask_at, count, e, e_at, shift, high, low, 1024, exact)

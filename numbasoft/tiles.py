@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .elementary import largest, logarithm, shift_of, shift_of_lse, two_sum
+from .elementary import bounded, largest, logarithm, shift_of, shift_of_lse, two_sum
 from .jit import INLINE, inline
 from .vector import fma, lanes, load, load_part, maximum, narrowed, row_at, select, store, widened
 
@@ -53,10 +53,10 @@ def exponentials_in_by_type(work, y):
 
 
 @inline
-def shifts(m, count, high, low, c, magic, rest, lowest, fraction):
-    """The shift of every row of a tile from the maxima m (see elementary.shift_of)."""
+def shifts(m, bottom, count, high, low, c, magic, rest, lowest, fraction):
+    """The shift of every row of a tile from its maximum and its least element (see elementary.shift_of)."""
     for j in range(0, count, lanes(m)):
-        s = shift_of(load(m, j), high, low)
+        s = bounded(shift_of(load(m, j), high, low), load(bottom, j))
         store(c, j, s[0])
         store(magic, j, s[1])
         store(rest, j, s[2])

@@ -64,6 +64,16 @@ def test_bits_of_a_row_alone(dtype, n, never_staged):
                 assert_same_bits(function(columns, 1, temperature=t, out=columns), result)
 
 
+@pytest.mark.parametrize(("dtype", "depths"), [("float32", (126, 130)), ("float64", (844, 848))])
+def test_bits_where_the_least_element_is_about_as_low_as_counts(dtype, depths, rng, never_staged):
+    # kernels for columns raise what is lower to that; those for rows only do so where the least element is
+    x = rng.normal(0, 1, (128, 40)) + rng.normal(0, 100, (128, 1))
+    x[:, 7] = x.max(axis=1) - np.linspace(*depths, 128)
+    x = x.astype(dtype)
+    for function in numbasoft.softmax, numbasoft.log_softmax:
+        assert_same_bits(function(np.ascontiguousarray(x.T), 0).T, one_by_one(function, x))
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", LENGTHS)

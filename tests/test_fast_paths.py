@@ -287,6 +287,35 @@ def test_gradients_of_ordinary_rows_take_the_short_loop(tmp_path):
     assert hot == [False] * 5
 
 
+# What rows without far elements need in place of their shift is spoilt, to be seen where it is used.
+SPOILT = """
+import json
+import numpy as np
+from numbasoft import passes
+from numbasoft.jit import inline
+
+@inline
+def spoilt(shift):
+    return np.float32(0.0), shift[1], np.float32(np.nan), None, shift[4]
+
+passes.plain = spoilt
+import numbasoft
+
+x = np.random.default_rng(0).normal(0, 3, (6, 100)).astype("f4")
+x[1, 5], x[2, 99], x[4, 50] = -np.inf, -200, -80
+x[3] += 1e5
+mask = np.arange(100) < np.array([100, 100, 100, 100, 100, 99])[:, None]
+kinds = numbasoft.softmax(x, where=mask), numbasoft.log_softmax(x), numbasoft.cross_entropy_value_and_grad(x, [1] * 6)[1]
+print(json.dumps([np.isnan(y).any(axis=1).tolist() for y in kinds]))
+"""
+
+
+def test_rows_without_far_elements_take_the_shorter_loop(tmp_path):
+    masked, *others = run_fresh(SPOILT, tmp_path)
+    assert masked == [True, False, False, False, True, False]
+    assert others == [[True, False, False, False, True, True]] * 2
+
+
 # Where the second vector begins is replaced by the end of the row: nothing between the first and the last is done.
 ALIGNED = """
 import json

@@ -142,6 +142,16 @@ def emulated_fma64(builder, a, b, c):
 @intrinsic
 def maximum(typingctx, a, b):
     """The larger of a and b in every lane; b where one of them is NaN (one instruction)."""
+    return chosen(">", a, b)
+
+
+@intrinsic
+def minimum(typingctx, a, b):
+    """The smaller of a and b in every lane; b where one of them is NaN."""
+    return chosen("<", a, b)
+
+
+def chosen(comparison, a, b):
     vector = vector_among((a, b))
     if vector is None:
         return None
@@ -149,7 +159,7 @@ def maximum(typingctx, a, b):
     def lower(context, builder, sig, args):
         pair = zip(args, sig.args, strict=True)
         a, b = (coerce(context, builder, v, t, vector) for v, t in pair)
-        return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+        return builder.select(builder.fcmp_ordered(comparison, a, b), a, b)
 
     return vector(a, b), lower
 

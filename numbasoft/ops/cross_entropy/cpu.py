@@ -29,7 +29,7 @@ from ...narrow import (
     rows_of,
     sums_of_columns,
 )
-from ...passes import row_exponentials, row_maximum, second_vector
+from ...passes import row_exponentials, row_range, second_vector
 from ...summation import dot_push, dot_start, exact_push, sum_end
 from ...tiles import (
     CONFIDENT,
@@ -90,7 +90,8 @@ def forward_rows(
     n = x.shape[1]
     e = exponentials_in(work, dx)
     inverse = np.float64(inverse_high) + np.float64(inverse_low)
-    m, c, magic = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    m, bottom = stack_array(x, ROWS), stack_array(x, ROWS)
+    c, magic = stack_array(x, ROWS), stack_array(x, ROWS)
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     place, top = stack_array(np.int64, ROWS), stack_array(np.float64, ROWS)
@@ -113,9 +114,9 @@ def forward_rows(
         for r in range(count):
             place[r], own_of[r], g_of[r] = class_of(target, i + r), number(own, i + r), number(g, i + r)
             if place[r] != IGNORED:
-                m[r] = row_maximum(x, row_at(x, i + r), None, 0, n)
+                m[r], bottom[r] = row_range(x, row_at(x, i + r), None, 0, n)
                 top[r] = m[r]
-        shifts(m, count, high, low, c, magic, rest, lowest, fraction)
+        shifts(m, bottom, count, high, low, c, magic, rest, lowest, fraction)
 
         # loops 2 and 3: exp of every element after the shift, and the sum of every row
         for r in range(count):

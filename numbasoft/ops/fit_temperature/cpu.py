@@ -5,7 +5,7 @@ from numba import prange
 
 from ...elementary import coefficients, exponential, largest, least
 from ...jit import inline, kernel, parallel_kernel
-from ...passes import row_maximum
+from ...passes import row_range
 from ...split import row_shift
 from ...summation import dot_push, dot_start, exact_push, sum_end
 from ...vector import filled, lanes, load_part, row_at, select, sum_across
@@ -36,7 +36,7 @@ def moment_rows(
             continue
         at = row_at(x, i)
         own = sum_across(load_part(x, at + target[i], 1, 0.0))
-        m = row_maximum(x, at, None, 0, n)
+        m, _ = row_range(x, at, None, 0, n)
         shift = row_shift(x, m, high, low)
         # moments of x - m, to which the maximum adds nothing: a confident row loses nothing
         total, first, second = dot_start(zero), dot_start(zero), dot_start(zero)

@@ -9,7 +9,7 @@ from numba.extending import overload
 from ...confident import log_of_total
 from ...elementary import coefficients, exponential, largest, least, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
-from ...passes import row_exponentials, row_maximum
+from ...passes import row_exponentials, row_range
 from ...split import row_shift
 from ...summation import dot_start, exact_push, sum_end, two_parts
 from ...tiles import prefetch_distance
@@ -30,8 +30,8 @@ from ...vector import (
 @inline
 def row_log(x, at, n, more, high, low):
     """The maximum of a row that ``more`` rows follow, its shift, its sum and the logarithm of that."""
-    m = row_maximum(x, at, None, 0, n)
-    shift = row_shift(x, m, high, low)
+    m, bottom = row_range(x, at, None, 0, n)
+    shift = row_shift(x, m, high, low, bottom)
     s = row_exponentials(x, at, None, 0, n, None, 0, shift, high, low, prefetch_distance(x, 1, more))
     is_top = 2.0 * largest(x) > s[0]
     return m, shift, s[0] + s[1], log_of_total(x, at, n, m, is_top, shift, high, low, s[0], s[1])
@@ -163,7 +163,8 @@ def forward_parallel(x, y, high, low, ih, il, divergence, blocks):
 @inline
 def row_sum(x, at, n, more, high, low):
     """The shift of a row that ``more`` rows follow, and the sum of its exponentials."""
-    shift = row_shift(x, row_maximum(x, at, None, 0, n), high, low)
+    m, bottom = row_range(x, at, None, 0, n)
+    shift = row_shift(x, m, high, low, bottom)
     s = row_exponentials(x, at, None, 0, n, None, 0, shift, high, low, prefetch_distance(x, 1, more))
     return shift, s[0] + s[1]
 

@@ -24,15 +24,15 @@ from ...passes import (
     difference,
     exact_for_logarithms,
     filled_if_empty,
+    plain,
     row_differences,
     row_exponentials,
     row_logarithms,
-    row_maximum,
     row_others,
+    row_range,
     row_sum,
     row_sum_and_range,
     segment_sum,
-    without_c,
 )
 from ...split import (
     blocks_of,
@@ -92,7 +92,8 @@ def forward_rows(
     y,  # OUT  (rows, n)
 ):
     n = x.shape[1]
-    m, c, magic = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    m, bottom = stack_array(x, ROWS), stack_array(x, ROWS)
+    c, magic = stack_array(x, ROWS), stack_array(x, ROWS)
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     logarithm, maximum = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     inverse = (inverse_high, inverse_low)
@@ -105,9 +106,9 @@ def forward_rows(
 
         # loop 1: the maximum of every row
         for r in range(count):
-            m[r] = row_maximum(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
+            m[r], bottom[r] = row_range(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
             maximum[r] = m[r]
-        shifts(m, count, high, low, c, magic, rest, lowest, fraction)
+        shifts(m, bottom, count, high, low, c, magic, rest, lowest, fraction)
 
         # loops 2 and 3: the sum of exp of every element after the shift
         for r in range(count):
@@ -290,7 +291,7 @@ def shared_rows(
     blocks,
 ):
     # loop 1: the maximum of every row
-    shared_maxima(x, mask, maxima, turns, block, blocks)
+    shared_maxima(x, mask, maxima, sums, turns, block, blocks)
 
     # loops 2 and 3: the sum of exp of every element after the shift
     exact = exact_for_logarithms(x)
@@ -392,7 +393,7 @@ def plain_gradients(g, g_at, log_y, at, n, total, shift, high, low, g_ahead, ahe
     c = coefficients(filled(g, 0.0))
     unit = 1.0 / largest(g)
     t = two_parts((total[0] * unit, total[1] * unit), g)
-    shift = without_c(shift)
+    shift = plain(shift)
     j = 0
     while j + w <= n:
         prefetch(g, g_at + j + g_ahead)
@@ -519,7 +520,7 @@ def divided_32(g, v, e, total, is_divided):
 @inline
 def probability(v, shift, high, low, c):
     """exp(v) times ``largest``: 0 far below the smallest float, inf above exp(40)."""
-    e = select(v < shift[3], 0.0, exponential(v, without_c(shift), high, low, c))
+    e = select(v < shift[3], 0.0, exponential(v, plain(shift), high, low, c))
     return select(v > ABOVE, np.inf, e)
 
 
@@ -571,7 +572,7 @@ def narrow_backward_rows(
         if not is_plain:
             backward_rows(g, log_y, high, low, inverse, inverse_low, i, min(i + w, stop), dx)
             continue
-        exponentials_of(of_log_y, n, without_c(shift), high, low, None, e, None, None)
+        exponentials_of(of_log_y, n, plain(shift), high, low, None, e, None, None)
         one, two = load(first, 0), load(second, 0)
         for at in range(0, n * w, w):
             v = load(e, at)

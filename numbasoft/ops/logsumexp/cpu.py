@@ -9,7 +9,7 @@ from ...columns import gathered, plane_logarithms, tile, tiles_of
 from ...elementary import coefficients, exponential, largest, shift_of, shift_of_lse, two_sum
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...narrow import MOST, columns_of, exponentials_of, logarithms_of_rows, maxima_of, parts_in
-from ...passes import exact_for_logarithms, row_exponentials, row_maximum, row_others
+from ...passes import exact_for_logarithms, row_exponentials, row_others, row_range
 from ...split import (
     blocks_of,
     logarithm_of_row,
@@ -62,7 +62,8 @@ def forward_rows(
     lse,  # OUT  (rows,) log sum exp(x / T), float32 for 16-bit x
 ):
     n = x.shape[1]
-    m, c, magic = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    m, bottom = stack_array(x, ROWS), stack_array(x, ROWS)
+    c, magic = stack_array(x, ROWS), stack_array(x, ROWS)
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     logarithm, maximum = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
@@ -73,9 +74,9 @@ def forward_rows(
 
         # loop 1: the maximum of every row
         for r in range(count):
-            m[r] = row_maximum(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
+            m[r], bottom[r] = row_range(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
             maximum[r] = m[r]
-        shifts(m, count, high, low, c, magic, rest, lowest, fraction)
+        shifts(m, bottom, count, high, low, c, magic, rest, lowest, fraction)
 
         # loops 2 and 3: the sum of exp of every element after the shift
         for r in range(count):
@@ -232,7 +233,7 @@ def shared_rows(
     blocks,
 ):
     # loop 1: the maximum of every row
-    shared_maxima(x, mask, maxima, turns, block, blocks)
+    shared_maxima(x, mask, maxima, sums, turns, block, blocks)
 
     # loops 2 and 3: the sum of exp of every element after the shift
     exact = exact_for_logarithms(x)

@@ -9,7 +9,7 @@ from numba.extending import overload
 from ...counter import DRAW, NOISE, uniforms
 from ...elementary import largest
 from ...jit import INLINE, inline, kernel, parallel_kernel
-from ...passes import row_exponentials, row_maximum, row_scaled
+from ...passes import row_exponentials, row_range, row_scaled
 from ...split import row_shift
 from ...summation import dot_start, exact_push, sum_end, two_parts
 from ...tiles import prefetch_distance
@@ -40,8 +40,8 @@ def draw_rows(
     n = x.shape[1]
     at = row_at(work, block)
     for i in range(start, stop):
-        m = row_maximum(x, row_at(x, i), None, 0, n)
-        shift = row_shift(x, m, high, low)
+        m, bottom = row_range(x, row_at(x, i), None, 0, n)
+        shift = row_shift(x, m, high, low, bottom)
         ahead = prefetch_distance(x, 1, stop - i - 1)
         s = row_exponentials(x, row_at(x, i), None, 0, n, work, at, shift, high, low, ahead)
         if not s[0] + s[1] < np.inf:
@@ -214,7 +214,8 @@ def relaxed_rows(
             pair = uniforms(key, row[i], j // 2, NOISE)
             for k in range(min(2, n - j)):
                 y[i, j + k] = x[i, j + k] - math.log(-math.log(pair[k]))
-        shift = row_shift(y, row_maximum(y, at, None, 0, n), high, low)
+        m, bottom = row_range(y, at, None, 0, n)
+        shift = row_shift(y, m, high, low, bottom)
         ahead = prefetch_distance(y, 1, stop - i - 1)
         s = row_exponentials(y, at, None, 0, n, y, at, shift, high, low, ahead)
         row_scaled(y, at, n, two_parts((1.0 / (s[0] + s[1]), 0.0), y), y, at)

@@ -23,8 +23,8 @@ from ...passes import (
     filled_if_empty,
     row_dot,
     row_exponentials,
-    row_maximum,
     row_quotients,
+    row_range,
     row_scaled,
     segment_dot,
 )
@@ -83,7 +83,8 @@ def forward_rows(
 ):
     n = x.shape[1]
     e = exponentials_in(work, y)
-    m, c, magic = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    m, bottom = stack_array(x, ROWS), stack_array(x, ROWS)
+    c, magic = stack_array(x, ROWS), stack_array(x, ROWS)
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     first, second = stack_array(x, ROWS), stack_array(x, ROWS)
@@ -95,8 +96,8 @@ def forward_rows(
         # loop 1: the maximum of every row, of the first tile
         if i == start:
             for r in range(count):
-                m[r] = row_maximum(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
-        shifts(m, count, high, low, c, magic, rest, lowest, fraction)
+                m[r], bottom[r] = row_range(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
+        shifts(m, bottom, count, high, low, c, magic, rest, lowest, fraction)
 
         # loops 2 and 3: exp of every element after the shift, and the sum of every row
         for r in range(count):
@@ -114,9 +115,10 @@ def forward_rows(
             y_at, factor, k = row_at(y, i + r), (first[r], second[r]), i + count + r
             is_empty = filled_if_empty(x, mask, row_at(mask, i + r), n, m[r], y, y_at, n, 0.0)
             if k < stop and not is_empty:
-                m[r] = row_scaled(e, e_at, n, factor, y, y_at, x, row_at(x, k), mask, row_at(mask, k))
+                s = row_scaled(e, e_at, n, factor, y, y_at, x, row_at(x, k), mask, row_at(mask, k))
+                m[r], bottom[r] = s
             elif k < stop:
-                m[r] = row_maximum(x, row_at(x, k), mask, row_at(mask, k), n)
+                m[r], bottom[r] = row_range(x, row_at(x, k), mask, row_at(mask, k), n)
             elif not is_empty:
                 row_scaled(e, e_at, n, factor, y, y_at)
         i += count
@@ -253,7 +255,7 @@ def shared_rows(
     blocks,
 ):
     # loop 1: the maximum of every row
-    shared_maxima(x, mask, maxima, turns, block, blocks)
+    shared_maxima(x, mask, maxima, sums, turns, block, blocks)
 
     # loops 2 and 3: exp of every element after the shift, and the sum of every row
     shared_exponentials(x, mask, maxima, high, low, exact_for(x), e, sums, turns, block, blocks)
