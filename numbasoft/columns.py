@@ -23,7 +23,7 @@ from .summation import (
     sum_push,
     sum_start,
 )
-from .tiles import ROWS, log_of_others, logarithms_of_sums
+from .tiles import log_of_others, logarithms_of_sums
 from .vector import (
     filled,
     fma,
@@ -42,14 +42,15 @@ from .vector import (
     store_part,
     widened,
 )
+from .vector.types import WIDEST
 
 # Planes of a tile, at most: eight lines of float32 or float64, side by side. With four, arrays whose rows are a
 # power of two of bytes apart take 4 to 8 cycles more for 16 elements, as few of their lines fit into a cache.
 PLANES = 8
-MOST = PLANES * ROWS  # rows of a tile
+MOST = PLANES * WIDEST  # rows of a tile
 
 # Lanes of the sums of a plane's rows.
-SUMS = ROWS * ROWS
+SUMS = WIDEST * WIDEST
 
 
 @inline
@@ -263,7 +264,7 @@ def plane_others(planes, at, n, m, shift, high, low, total, lost):
 def plane_logarithms(planes, at, n, m, high, low, exact, top, logarithm):
     """Loops 2 to 4 of log_softmax over one plane: log(sum exp((x - m) / T)); ``top`` are the maxima m as numbers."""
     w = lanes(planes)
-    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    total, lost = stack_array(np.float64, WIDEST), stack_array(np.float64, WIDEST)
     shift = shift_of(m, high, low)
     plane_exponentials(planes, at, n, shift, high, low, exact, None, total, lost)
     numbers_of(m, top)

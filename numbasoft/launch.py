@@ -7,7 +7,7 @@ from numba import types
 
 from . import columns, jit, split
 from .passes import SEGMENT, WRITE_AHEAD
-from .tiles import TILE
+from .tiles import LARGEST_TILE
 from .vector.types import LANES
 
 # Below this many elements starting the threads costs more than they gain.
@@ -152,7 +152,7 @@ def workspace(blocks, n, dtype=np.float32):
 
     So far apart that no thread asks for what another writes, ahead of its own: that took a quarter of the time.
     """
-    return np.empty((blocks, max(n, TILE) + WRITE_AHEAD), dtype)
+    return np.empty((blocks, max(n, LARGEST_TILE) + WRITE_AHEAD), dtype)
 
 
 def computing_dtype(dtype, temperature):

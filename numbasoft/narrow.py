@@ -14,7 +14,7 @@ from .elementary import coefficients, least, two_sum
 from .jit import INLINE, inline
 from .passes import exponential_of
 from .summation import ABOVE, rest_start
-from .tiles import ROWS, log_of_others, logarithms_of_sums
+from .tiles import log_of_others, logarithms_of_sums
 from .vector import (
     block_side,
     filled,
@@ -31,6 +31,7 @@ from .vector import (
     transpose_block,
     widened,
 )
+from .vector.types import WIDEST
 
 # A group is as many rows as a vector has lanes. It has at most so many elements: 16 rows of 16, in float64 8 of 8.
 MOST = 16 * 16
@@ -122,7 +123,7 @@ def rows_numbers_by_type(values, i, count, numbers):
 
 
 def copy_numbers(values, i, count, numbers):
-    for r in range(0, ROWS, 8):
+    for r in range(0, WIDEST, 8):
         same = filled(values, values[i])
         store(numbers, r, same if row_at(values, 1) == 0 else load_part(values, i + r, count - r, 0.0))
 
@@ -253,7 +254,7 @@ def add_up_64(high, low, n, w, total, lost):
 def logarithms_of_rows(columns, e, rest, n, m, top, logarithm):
     """Loops 3 and 4 of log_softmax: the sum of every row and its logarithm; ``top`` are the maxima m as numbers."""
     w = lanes(columns)
-    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    total, lost = stack_array(np.float64, WIDEST), stack_array(np.float64, WIDEST)
     numbers_of(m, top)
     sums_of_columns(e, rest, n, True, total, lost)
     logarithms_of_sums(total, lost, top, w, e, logarithm)

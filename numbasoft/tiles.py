@@ -4,7 +4,9 @@ A tile is as many rows as fit in the first cache, at most ROWS: the steps of dif
 rows do not wait for each other, and one vector instruction serves up to 16 rows.
 """
 
+import contextlib
 import math
+from pathlib import Path
 
 import numpy as np
 from numba import types
@@ -14,8 +16,9 @@ from .elementary import bounded, largest, logarithm, shift_of, shift_of_lse, two
 from .jit import INLINE, inline
 from .vector import fma, lanes, load, load_part, maximum, narrowed, row_at, select, store, widened
 
-ROWS = 16
+ROWS = 32
 TILE = 2048  # elements; 16 KiB of float32 in and out stay in a first cache of 32 KiB
+LARGEST_TILE = 4096  # ... and these in one of 48 KiB, where nothing is read twice
 
 # Elements are asked for while the tile before theirs is done, or the row before, in which there is nothing to
 # wait for but arithmetic. Rows longer than this do not stay in the second cache till then.
@@ -26,9 +29,29 @@ LONGEST_ASKED_FOR = 1 << 18
 CONFIDENT = 2.0**-12
 
 
+def first_cache(folder="/sys/devices/system/cpu/cpu0/cache"):
+    """The bytes of the first cache for data; 32 KiB, as little as there is, where the system does not tell."""
+    for index in Path(folder).glob("index*"):
+        with contextlib.suppress(OSError, ValueError):
+            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+            if level == "1" and kind == "Data":
+                return int(size.removesuffix("K")) << 10
+    return 32 << 10
+
+
 @inline
-def rows_in_tile(n):
-    return min(ROWS, max(1, TILE // max(1, n)))
+def rows_in_tile(n, tile=TILE):
+    return min(ROWS, max(1, tile // max(1, n)))
+
+
+def tile_read_once(x):
+    """The elements of a tile for loops that read x once: float64 and a small cache have room for no more than TILE."""
+
+
+@overload(tile_read_once, **INLINE)
+def tile_read_once_by_type(x):
+    size = LARGEST_TILE if x.dtype != types.float64 and first_cache() >= 48 << 10 else TILE
+    return lambda x: size
 
 
 @inline

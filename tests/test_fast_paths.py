@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import numbasoft
-from numbasoft import arrays, jit
+from numbasoft import arrays, jit, tiles
 
 FEATURES = llvm.get_host_cpu_features()
 
@@ -406,6 +406,55 @@ def test_helpers_and_parallel_loops_are_made_machine_code_in_kernels_only(tmp_pa
     names = run_fresh(COMPILED, tmp_path)
     assert sum("forward_parallel" in name for name in names) == 1
     assert not [name for name in names if "gufunc" in name.lower() or "row_" in name or "exponential" in name]
+
+
+TILED = """
+import hashlib, json
+import numpy as np
+from numbasoft import tiles
+from numbasoft.jit import kernel
+
+tiles.first_cache = lambda: {size}
+import numbasoft
+
+@kernel
+def tile_of(x, size):
+    size[0] = tiles.tile_read_once(x)
+
+sizes, digest = [], hashlib.sha256()
+for dtype in "float32", "float64", "float16":
+    rng, size = np.random.default_rng(0), np.zeros(1, np.int64)
+    for shape in (300, 300), (31, 1000), (9, 3000):
+        digest.update(numbasoft.softmax(rng.normal(0, 3, shape).astype(dtype)).tobytes())
+    tile_of(np.zeros(1, np.int16 if dtype == "float16" else dtype), size)
+    sizes.append(int(size[0]))
+print(json.dumps((sizes, digest.hexdigest())))
+"""
+
+
+def test_tiles_fill_the_first_cache_and_change_no_bit(tmp_path):
+    small, large = (run_fresh(TILED.replace("{size}", str(k << 10)), tmp_path / str(k)) for k in (32, 48))
+    assert small[0] == [2048, 2048, 2048] and large[0] == [4096, 2048, 4096]
+    assert small[1] == large[1]
+
+
+@pytest.mark.parametrize(
+    ("caches", "size"),
+    [
+        ([("1", "Data", "48K"), ("1", "Instruction", "64K"), ("2", "Unified", "1024K")], 48 << 10),
+        ([("1", "Instruction", "64K"), ("1", "Data", "128K")], 128 << 10),
+        ([("2", "Unified", "1024K")], 32 << 10),
+        ([("1", "Data", "unknown")], 32 << 10),
+        ([], 32 << 10),
+    ],
+)
+def test_the_size_of_the_first_cache(caches, size, tmp_path):
+    for k, values in enumerate(caches):
+        folder = tmp_path / f"index{k}"
+        folder.mkdir()
+        for name, value in zip(("level", "type", "size"), values, strict=True):
+            (folder / name).write_text(value + "\n")
+    assert tiles.first_cache(tmp_path) == size
 
 
 def test_an_output_with_memory_of_another_owner_is_not_compared(monkeypatch):

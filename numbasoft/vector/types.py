@@ -6,6 +6,7 @@ from numba.core import cgutils, config, types
 from numba.extending import models, register_model
 
 LANES = {"float32": 16, "float64": 8}
+WIDEST = max(LANES.values())
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 

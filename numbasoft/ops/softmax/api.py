@@ -24,14 +24,14 @@ from ...launch import (
     split_rows,
     workspace,
 )
-from ...vector.types import LANES
+from ...vector.types import WIDEST
 from . import cpu
 
 # Up to here a copy of x costs less than NumPy's dispatch of empty_like.
 TINY = 256
 
-# Fewer elements than this, and rows longer than any narrow one, are not worth a look at which kernel is best.
-SMALLEST, WIDEST = 128, max(LANES.values())
+# Fewer elements than this, and rows longer than any vector, are not worth a look at which kernel is best.
+SMALLEST = 128
 
 # By dtype: the kernel's machine code and log2(e) in two parts, for calls too small to look them up.
 SMALL: dict[np.dtype, Any] = {}

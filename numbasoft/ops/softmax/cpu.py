@@ -50,6 +50,7 @@ from ...tiles import (
     reciprocals,
     rows_in_tile,
     shifts,
+    tile_read_once,
 )
 from ...vector import (
     fma,
@@ -73,7 +74,7 @@ from ...vector import (
 def forward_rows(
     x,  # IN   (rows, n)
     mask,  # IN   (rows, n) bytes, 0 where an element counts as -inf; or None
-    work,  # WORK (blocks, at least n and TILE) for exponentials; or None where y holds them
+    work,  # WORK (blocks, at least n and LARGEST_TILE) for exponentials; or None where y holds them
     high,  # IN   log2(e) / T in two parts
     low,
     start,  # IN   the rows to do: start <= i < stop
@@ -90,7 +91,7 @@ def forward_rows(
     first, second = stack_array(x, ROWS), stack_array(x, ROWS)
     i = start
     while i < stop:
-        count = min(rows_in_tile(n), stop - i)
+        count = min(rows_in_tile(n, tile_read_once(x)), stop - i)
         ahead = prefetch_distance(x, count, stop - i - count)
 
         # loop 1: the maximum of every row, of the first tile
