@@ -35,8 +35,8 @@ FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 LAST = -1  # the default of axis
 
 
-def plain_size(x, axis, temperature, where, out):
-    """The size of x if a call needs none of the general path: the common case, told in 0.3 us. Else 0."""
+def plain_size(x, axis, temperature, where):
+    """The size of x if a call needs none of the general path: the common case, told in 0.1 us. Else 0."""
     if type(x) is not ndarray or where is not None or x.ndim != 2:
         return 0
     if axis is not LAST and (type(axis) is not int or axis != LAST):
@@ -45,19 +45,23 @@ def plain_size(x, axis, temperature, where, out):
         return 0
     dtype = x.dtype
     size = x.size
-    flags = x.flags
-    if (dtype is not FLOAT32 and dtype is not FLOAT64) or not flags.carray or size > CALL:
+    if (dtype is not FLOAT32 and dtype is not FLOAT64) or not x.flags.carray or size > CALL:
         return 0
+    return size
+
+
+def takes_result(out, x):
+    """Whether a call of which x is plain may write to ``out``, if there is one: of the shape of x, and apart from it."""
     if out is None or out is x:
-        return size
-    if type(out) is not ndarray or out.dtype is not dtype or out.shape != x.shape:
-        return 0
-    out_flags = out.flags
-    if not out_flags.carray:
-        return 0
-    if out_flags.owndata and flags.owndata:  # told in a third of the time of may_share_memory
-        return size
-    return size if are_of_two_owners(x, out) or not np.may_share_memory(out, x) else 0
+        return True
+    if type(out) is not ndarray or out.dtype is not x.dtype or out.shape != x.shape:
+        return False
+    flags = out.flags
+    if not flags.carray:
+        return False
+    if flags.owndata and x.flags.owndata:  # told in a third of the time of may_share_memory
+        return True
+    return are_of_two_owners(x, out) or not np.may_share_memory(out, x)
 
 
 def are_of_two_owners(a, b):
@@ -70,12 +74,14 @@ def are_of_two_owners(a, b):
 
 
 def are_plain(a, b, axis, temperature, out):
-    """As ``plain_size``, for two inputs of the same shape and dtype."""
+    """Whether ``plain_size`` and ``takes_result`` hold of two inputs of the same shape and dtype."""
     return (
-        plain_size(a, axis, temperature, None, out)
-        and plain_size(b, axis, temperature, None, out)
+        plain_size(a, axis, temperature, None)
+        and plain_size(b, axis, temperature, None)
         and a.shape == b.shape
         and a.dtype is b.dtype
+        and takes_result(out, a)
+        and takes_result(out, b)
     )
 
 

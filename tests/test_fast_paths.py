@@ -470,10 +470,34 @@ def test_an_output_with_memory_of_another_owner_is_not_compared(monkeypatch):
             np.empty((3, 3), np.float32)[:2],
             np.empty(9, np.float32)[3:].reshape(2, 3),
         ):
-            assert arrays.plain_size(given, -1, 1.0, None, out) == 6
+            assert arrays.takes_result(out, given)
     foreign = np.frombuffer(bytearray(24), np.float32).reshape(2, 3)
-    for out in whole[1:3], whole[2:], whole[2:].reshape(-1)[:6].reshape(2, 3), foreign:
+    for out in whole[1:3], whole[2:], whole[2:].reshape(-1)[:6].reshape(2, 3), foreign, x[:]:
         with pytest.raises(AssertionError, match="may_share_memory"):
-            arrays.plain_size(x, -1, 1.0, None, out)
-    with pytest.raises(AssertionError, match="may_share_memory"):
-        arrays.plain_size(x, -1, 1.0, None, x[:])
+            arrays.takes_result(out, x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_small_calls_leave_the_look_at_out_to_the_kernel(dtype, monkeypatch, rng):
+    # where it is not apart, the kernel writes nothing and the general path finds the words
+    whole = rng.normal(size=(7, 20)).astype(dtype)
+    x = whole[1:4]
+    expected = numbasoft.softmax(x.copy())
+    parts = [whole[k : k + 3] for k in (0, 2, 3)] + [whole.reshape(-1)[21:81].reshape(3, 20)]
+    for out in parts:
+        before = whole.copy()
+        with pytest.raises(ValueError, match="out overlaps x"):
+            numbasoft.softmax(x, out=out)
+        np.testing.assert_array_equal(whole, before)
+    for shape in (3, 19), (2, 20), (20, 3), (4, 20):
+        with pytest.raises(ValueError, match="out has shape"):
+            numbasoft.softmax(x, out=np.empty(shape, dtype))
+
+    def looked(*arguments):
+        raise AssertionError("the general path")
+
+    monkeypatch.setattr(arrays, "takes_result", looked)
+    monkeypatch.setattr(arrays, "on_device", looked)
+    for out in np.empty_like(x), whole[4:7], x:
+        assert numbasoft.softmax(x, out=out) is out
+        np.testing.assert_array_equal(out, expected)

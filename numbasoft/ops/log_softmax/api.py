@@ -82,7 +82,7 @@ def log_softmax(
     >>> numbasoft.log_softmax(np.array([-1.0, 10.0, 5000.0]))
     array([-5001., -4990.,     0.])
     """
-    if stream is None and arrays.plain_size(x, axis, temperature, where, out):
+    if stream is None and arrays.plain_size(x, axis, temperature, where) and arrays.takes_result(out, x):
         y = np.empty_like(x) if out is None else out
         wide = is_wide(x.dtype)
         forward(x, None, y, (*elementary.scale(1.0, wide), *elementary.inverse(1.0, wide)))

@@ -40,7 +40,7 @@ SMALL: dict[np.dtype, Any] = {}
 def small_call(dtype):
     like = np.empty((1, 1), dtype)
     high, low = elementary.scale(1.0, is_wide(dtype))
-    run = compiled(cpu.forward, (dtype, True), (like, None, None, high, low), (like,))
+    run = compiled(cpu.small, dtype, (like, high, low), (like,))
     SMALL[dtype] = run, high, low
     return SMALL[dtype]
 
@@ -109,18 +109,22 @@ def softmax(
     >>> numbasoft.softmax(np.array([1.0, 2.0, 3.0]))
     array([0.09003057, 0.24472847, 0.66524096])
     """
-    size = arrays.plain_size(x, axis, temperature, where, out) if stream is None else 0
+    size = arrays.plain_size(x, axis, temperature, where) if stream is None else 0
     if size:
-        if out is None:
-            y = x.copy() if size <= TINY else np.empty_like(x)
-        else:
-            y = out
         if size < SMALLEST or (size < PARALLEL and x.shape[1] > WIDEST):
-            run, high, low = SMALL.get(x.dtype) or small_call(x.dtype)
-            run(x, None, None, high, low, y)
-        else:
+            if out is None or (
+                type(out) is np.ndarray and out.dtype is x.dtype and out.ndim == 2 and out.flags.carray
+            ):
+                y = out
+                if out is None:
+                    y = x.copy() if size <= TINY else np.empty_like(x)
+                run, high, low = SMALL.get(x.dtype) or small_call(x.dtype)
+                if run(x, high, low, y):
+                    return y
+        elif arrays.takes_result(out, x):
+            y = np.empty_like(x) if out is None else out
             forward(x, None, y, *elementary.scale(1.0, is_wide(x.dtype)))
-        return y
+            return y
     if arrays.on_device(stream, x=x, where=where, out=out):
         calls = arrays.device_calls()
         from .cuda import FORWARD
