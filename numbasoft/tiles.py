@@ -18,7 +18,7 @@ from .vector import fma, lanes, load, load_part, maximum, narrowed, row_at, sele
 
 ROWS = 32
 TILE = 2048  # elements; 16 KiB of float32 in and out stay in a first cache of 32 KiB
-LARGEST_TILE = 4096  # ... and these in one of 48 KiB, where nothing is read twice
+LARGEST_TILE = 4096  # ... and these in one of 48 KiB, but not where x is read a third time, as in log_softmax
 
 # Elements are asked for while the tile before theirs is done, or the row before, in which there is nothing to
 # wait for but arithmetic. Rows longer than this do not stay in the second cache till then.
@@ -44,12 +44,12 @@ def rows_in_tile(n, tile=TILE):
     return min(ROWS, max(1, tile // max(1, n)))
 
 
-def tile_read_once(x):
-    """The elements of a tile for loops that read x once: float64 and a small cache have room for no more than TILE."""
+def larger_tile(x):
+    """The elements of a tile where a first cache of 48 KiB gains by it; float64 and a smaller one have room for TILE."""
 
 
-@overload(tile_read_once, **INLINE)
-def tile_read_once_by_type(x):
+@overload(larger_tile, **INLINE)
+def larger_tile_by_type(x):
     size = LARGEST_TILE if x.dtype != types.float64 and first_cache() >= 48 << 10 else TILE
     return lambda x: size
 

@@ -22,6 +22,7 @@ from ...split import (
 from ...tiles import (
     ROWS,
     first_lanes,
+    larger_tile,
     log_of_others,
     logarithms_of_sums,
     prefetch_distance,
@@ -69,7 +70,7 @@ def forward_rows(
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     i = start
     while i < stop:
-        count = min(rows_in_tile(n), stop - i)
+        count = min(rows_in_tile(n, larger_tile(x)), stop - i)
         ahead = prefetch_distance(x, count, stop - i - count)
 
         # loop 1: the maximum of every row

@@ -44,13 +44,13 @@ from ...summation import two_parts
 from ...tiles import (
     ROWS,
     exponentials_in,
+    larger_tile,
     prefetch_distance,
     put,
     reciprocal,
     reciprocals,
     rows_in_tile,
     shifts,
-    tile_read_once,
 )
 from ...vector import (
     fma,
@@ -91,7 +91,7 @@ def forward_rows(
     first, second = stack_array(x, ROWS), stack_array(x, ROWS)
     i = start
     while i < stop:
-        count = min(rows_in_tile(n, tile_read_once(x)), stop - i)
+        count = min(rows_in_tile(n, larger_tile(x)), stop - i)
         ahead = prefetch_distance(x, count, stop - i - count)
 
         # loop 1: the maximum of every row, of the first tile
