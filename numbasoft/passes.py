@@ -150,14 +150,14 @@ def segment_exponentials(
     is what a later loop writes, if that is not e: its lines are asked for here.
     """
     total = sum_start(filled(x, 0.0))
-    block, kept = blocks_in(e, exact, stack_block(x, BLOCK))
+    block, kept = blocks_in(e, stack_block(x, BLOCK))
     c = coefficients(filled(x, 0.0))
     w = lanes(x)
     # The last vector may overlap the one before; it is read before that overwrites it in place.
     last = load_kept(x, at + n - w, mask, mask_at + n - w) if n >= w else filled(x, 0.0)
     j = 0
     while j + w <= n:
-        start = block_start(e, exact, e_at + j)
+        start = block_start(e, e_at + j)
         stop, rest = block_exponentials(
             x, at + j, mask, mask_at + j, min(BLOCK, n - j), shift, high, low, c, ahead, exact, rest_start(exact, last),
             e, kept, e_at + j, block, start, result, result_at + j,
@@ -291,29 +291,32 @@ def in_parts(exact, v, shift, high, low, c, rest):
     return exponential_in_parts(v, shift, high, low, c, rest)
 
 
-def waits_in(e, exact):
-    """Whether what loop 3 sums is what e holds."""
-    return e != types.none and (exact == types.none or e.dtype == types.float64)
+def blocks_in(e, on_stack):
+    """Where what loop 3 sums waits for it, and where else exponentials are kept.
 
-
-def blocks_in(e, exact, on_stack):
-    """Where what loop 3 sums waits for it, in e if that holds the same, and where else exponentials are kept."""
+    float64 waits in e, if there is one. float32 is read back by halves of a vector, and those wait until a store to two
+    lines of the cache is done, as stores to e may be: on the stack none is.
+    """
 
 
 @overload(blocks_in, **INLINE)
-def blocks_in_by_type(e, exact, on_stack):
-    if waits_in(e, exact):
-        return lambda e, exact, on_stack: (e, None)
-    return lambda e, exact, on_stack: (on_stack, e)
+def blocks_in_by_type(e, on_stack):
+    if is_float64(e):
+        return lambda e, on_stack: (e, None)
+    return lambda e, on_stack: (on_stack, e)
 
 
-def block_start(e, exact, e_at):
+def is_float64(array):
+    return array != types.none and array.dtype == types.float64
+
+
+def block_start(e, e_at):
     """Where a block begins that would be at ``e_at`` in e."""
 
 
 @overload(block_start, **INLINE)
-def block_start_by_type(e, exact, e_at):
-    return (lambda e, exact, e_at: e_at) if waits_in(e, exact) else (lambda e, exact, e_at: 0)
+def block_start_by_type(e, e_at):
+    return (lambda e, e_at: e_at) if is_float64(e) else (lambda e, e_at: 0)
 
 
 @inline

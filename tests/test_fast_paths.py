@@ -408,6 +408,23 @@ def test_helpers_and_parallel_loops_are_made_machine_code_in_kernels_only(tmp_pa
     assert not [name for name in names if "gufunc" in name.lower() or "row_" in name or "exponential" in name]
 
 
+WAITING = """
+import json
+import numpy as np
+import numbasoft
+from numbasoft.ops.cross_entropy import cpu
+
+numbasoft.cross_entropy_value_and_grad(np.zeros((3, 100), np.float32), [1, 2, 3])
+print(json.dumps([cpu.forward.inspect_asm(s) for s in cpu.forward.signatures]))
+"""
+
+
+def test_float32_exponentials_wait_for_their_sum_on_the_stack(tmp_path):
+    # read back by halves from the gradient, rows of 64 took a sixth longer
+    (text,) = run_fresh(WAITING, tmp_path)
+    assert len(re.findall(r"\svcvtps2pd\s+-?\d*\(%r[sb]p\b", text)) >= 4
+
+
 TILED = """
 import hashlib, json
 import numpy as np
