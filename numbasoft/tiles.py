@@ -18,7 +18,9 @@ from .vector import fma, lanes, load, load_part, maximum, narrowed, row_at, sele
 
 ROWS = 32
 TILE = 2048  # elements; 16 KiB of float32 in and out stay in a first cache of 32 KiB
-LARGEST_TILE = 4096  # ... and these in one of 48 KiB, but not where x is read a third time, as in log_softmax
+LARGEST_TILE = (
+    4096  # ... and these in one of 48 KiB, but not where x is read again for the result, as in log_softmax
+)
 
 # Elements are asked for while the tile before theirs is done, or the row before, in which there is nothing to
 # wait for but arithmetic. Rows longer than this do not stay in the second cache till then.

@@ -34,7 +34,9 @@ from ...summation import dot_push, dot_start, exact_push, sum_end
 from ...tiles import (
     CONFIDENT,
     ROWS,
+    TILE,
     exponentials_in,
+    larger_tile,
     prefetch_distance,
     put,
     put_parts,
@@ -107,7 +109,7 @@ def forward_rows(
     unit, dx_own = stack_array(x, ROWS), stack_array(x, ROWS)
     i = start
     while i < stop:
-        count = min(rows_in_tile(n), stop - i)
+        count = min(rows_in_tile(n, larger_tile(x) if dx is None else TILE), stop - i)
         ahead = prefetch_distance(x, count, stop - i - count)
 
         # loop 1: the maximum of every row
