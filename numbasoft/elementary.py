@@ -140,7 +140,7 @@ def exponential(x, shift, high, low, c):
 
     ``shift`` is what ``shift_of`` gave for the row's maximum m, ``high`` and ``low`` are
     log2(e) / T. Error at most 0.6 ULP; NaN stays NaN; far below m it is a tiny number whose
-    quotient by the sum is 0.
+    quotient by the sum is 0, but for a shift that is ``bounded``: there nothing is so far below.
     """
 
 
@@ -310,7 +310,10 @@ def split_64(c, near, unit, rest_of_unit, high):
 
 @inline
 def bounded(shift, bottom):
-    """A shift of which ``lowest`` is -inf in rows where nothing is as low, as their least elements tell."""
+    """A shift of which ``lowest`` is -inf in rows where nothing is as low, as their least elements tell.
+
+    Of -inf, which may fill up a row's last vector, ``exponential`` then makes NaN, to be left out of what is kept.
+    """
     c, magic, rest, lowest, fraction = shift
     return c, magic, rest, select(bottom - c >= lowest, -np.inf, lowest), fraction
 

@@ -140,7 +140,7 @@ def segments_of(rows, n):
 
 
 def shared_work(x):
-    """What the kernels of numbasoft.split need for the rows of x: maxima, sums and turns."""
+    """What the kernels of numbasoft.split need for the rows of x: maxima, sums (before them least elements), turns."""
     units = segments_of(*x.shape)
     maxima = np.empty(units, np.float64 if is_wide(x.dtype) else np.float32)
     turns = np.zeros(split.STEPS * (jit.threads() + 1) * split.APART, np.int64)

@@ -3,7 +3,7 @@
 A row is ``n`` elements that lie side by side, the first at element ``at`` of its array.
 What a pass does to its row, in which order, depends on n and on the values alone.
 
-The four loops of softmax are ``row_maximum`` (loop 1), ``row_exponentials`` (loops 2
+The four loops of softmax are ``row_range`` (loop 1), ``row_exponentials`` (loops 2
 and 3 in one traversal, which measured 12 to 15 % faster than two) and ``row_scaled``
 (loop 4, and with it loop 1 of a row to come). log_softmax and logsumexp keep no
 exponentials, and sum those of a confident row by ``row_others`` once more.
@@ -400,7 +400,7 @@ def row_others(x, at, mask, mask_at, n, m, shift, high, low):
 def second_vector(array, at, n):
     """Where vectors between the first of a row and its last begin, if order does not matter and they may overlap.
 
-    Each fills a line of the cache, for which a load of two lines takes twice as long; short rows gain nothing.
+    Each fills a line of the cache (of 16 bits, half of one); a load of two lines takes twice as long. Short rows gain nothing.
     """
     w = lanes(array)
     return aligned_after(array, at) if n >= LEAST_ALIGNED * w else w

@@ -107,7 +107,7 @@ def row_at(typingctx, array, i):
 
 @intrinsic
 def aligned_after(typingctx, array, offset):
-    """How far behind an element the next one lies, 1 to ``lanes``, from which vectors fill whole lines of the cache."""
+    """How far behind an element the next one lies, 1 to ``lanes``, from which no vector touches two lines of the cache."""
     if not is_loadable(array):
         return None
 

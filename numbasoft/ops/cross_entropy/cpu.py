@@ -112,7 +112,7 @@ def forward_rows(
         count = min(rows_in_tile(n, larger_tile(x) if dx is None else TILE), stop - i)
         ahead = prefetch_distance(x, count, stop - i - count)
 
-        # loop 1: the maximum of every row
+        # loop 1: the maximum of every row, and the least element
         for r in range(count):
             place[r], own_of[r], g_of[r] = class_of(target, i + r), number(own, i + r), number(g, i + r)
             if place[r] != IGNORED:
@@ -607,7 +607,7 @@ def narrow_rows(
         rows_numbers(own, i, count, own_of)
         rows_numbers(g, i, count, g_of)
 
-        # loop 1: the maximum of every row
+        # loop 1: the maximum of every row, and the least element
         m = maxima_of(columns, n)
         numbers_of(m, top)
         numbers_of(elements_at(columns, n, k), own_logit)
@@ -742,7 +742,7 @@ def column_tiles(
     for u in range(start, stop):
         i, k, width = tile(x, planes, u)
 
-        # loop 1: the maximum of every row
+        # loop 1: the maximum of every row, and the least element
         gathered(x[i], k, width, room, 0, m)
         for p in range(0, width, w):
             at, count = p * n, min(w, width - p)

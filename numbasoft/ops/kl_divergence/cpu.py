@@ -30,11 +30,19 @@ from ...vector import (
 @inline
 def row_log(x, at, n, more, high, low):
     """The maximum of a row that ``more`` rows follow, its shift, its sum and the logarithm of that."""
-    m, bottom = row_range(x, at, None, 0, n)
-    shift = row_shift(x, m, high, low, bottom)
-    s = row_exponentials(x, at, None, 0, n, None, 0, shift, high, low, prefetch_distance(x, 1, more))
+    m, shift, s = row_sum(x, at, n, more, high, low)
     is_top = 2.0 * largest(x) > s[0]
     return m, shift, s[0] + s[1], log_of_total(x, at, n, m, is_top, shift, high, low, s[0], s[1])
+
+
+@inline
+def row_sum(x, at, n, more, high, low):
+    """The maximum of a row that ``more`` rows follow, its shift, for -inf too, and the sum of its exponentials."""
+    m, bottom = row_range(x, at, None, 0, n)
+    ahead = prefetch_distance(x, 1, more)
+    bounded = row_shift(x, m, high, low, bottom)
+    s = row_exponentials(x, at, None, 0, n, None, 0, bounded, high, low, ahead)
+    return m, row_shift(x, m, high, low), s
 
 
 @inline
@@ -161,15 +169,6 @@ def forward_parallel(x, y, high, low, ih, il, divergence, blocks):
 
 
 @inline
-def row_sum(x, at, n, more, high, low):
-    """The shift of a row that ``more`` rows follow, and the sum of its exponentials."""
-    m, bottom = row_range(x, at, None, 0, n)
-    shift = row_shift(x, m, high, low, bottom)
-    s = row_exponentials(x, at, None, 0, n, None, 0, shift, high, low, prefetch_distance(x, 1, more))
-    return shift, s[0] + s[1]
-
-
-@inline
 def backward_rows(
     g,  # IN   (rows,) the gradient with respect to each divergence, over T
     x,  # IN   (rows, n)
@@ -184,9 +183,12 @@ def backward_rows(
     c = coefficients(filled(x, 0.0))
     for i in range(start, stop):
         at, y_at, dy_at = row_at(x, i), row_at(y, i), row_at(dy, i)
-        shift, s = row_sum(x, at, n, stop - i - 1, high, low)
-        other_shift, other_s = row_sum(y, y_at, n, stop - i - 1, high, low)
-        a, b = two_parts((g[i] / s, 0.0), x), two_parts((g[i] / other_s, 0.0), x)
+        _, shift, s = row_sum(x, at, n, stop - i - 1, high, low)
+        _, other_shift, other_s = row_sum(y, y_at, n, stop - i - 1, high, low)
+        a, b = (
+            two_parts((g[i] / (s[0] + s[1]), 0.0), x),
+            two_parts((g[i] / (other_s[0] + other_s[1]), 0.0), x),
+        )
         j = 0
         while j < n:
             e = exponential(load_part(x, at + j, n - j, -np.inf), shift, high, low, c)

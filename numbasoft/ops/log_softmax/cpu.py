@@ -104,7 +104,7 @@ def forward_rows(
         count = min(rows_in_tile(n), stop - i)
         ahead = prefetch_distance(x, count, stop - i - count)
 
-        # loop 1: the maximum of every row
+        # loop 1: the maximum of every row, and the least element
         for r in range(count):
             m[r], bottom[r] = row_range(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
             maximum[r] = m[r]
@@ -187,7 +187,7 @@ def narrow_rows(
     for i in range(start, stop, w):
         columns_of(x, i, stop - i, columns)
 
-        # loop 1: the maximum of every row
+        # loop 1: the maximum of every row, and the least element
         m = maxima_of(columns, n)
 
         # loops 2 to 4: exp of every element after the shift, the sum of every row and its logarithm
@@ -237,7 +237,7 @@ def column_tiles(
     for u in range(start, stop):
         i, k, width = tile(x, planes, u)
 
-        # loop 1: the maximum of every row, of the first tile
+        # loop 1: the maximum of every row, and the least element, of the first tile
         if u == start:
             gathered(x[i], k, width, room, 0, m)
         for p in range(0, width, w):

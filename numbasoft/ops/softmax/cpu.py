@@ -94,7 +94,7 @@ def forward_rows(
         count = min(rows_in_tile(n, larger_tile(x)), stop - i)
         ahead = prefetch_distance(x, count, stop - i - count)
 
-        # loop 1: the maximum of every row, of the first tile
+        # loop 1: the maximum of every row, and the least element, of the first tile
         if i == start:
             for r in range(count):
                 m[r], bottom[r] = row_range(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
@@ -168,7 +168,7 @@ def narrow_rows(
     for i in range(start, stop, w):
         columns_of(x, i, stop - i, columns)
 
-        # loop 1: the maximum of every row
+        # loop 1: the maximum of every row, and the least element
         shift = shift_of(maxima_of(columns, n), high, low)
 
         # loops 2 and 3: exp of every element after the shift, and the sum of every row
@@ -219,7 +219,7 @@ def column_tiles(
     for u in range(start, stop):
         i, k, width = tile(x, planes, u)
 
-        # loop 1: the maximum of every row, of the first tile
+        # loop 1: the maximum of every row, and the least element, of the first tile
         if u == start:
             gathered(x[i], k, width, room, 0, m)
 
