@@ -49,7 +49,7 @@ FAR = 4096.0
 
 # The largest exponential of a row is 2**OFFSET (times CENTRE). One that must become a
 # subnormal probability is then still a normal number when it is divided by the sum, and
-# what stands for an exponential of -inf is lost in any sum of up to 2**31 of them.
+# numbers below ``least`` are lost in any sum of up to 2**31 of them.
 OFFSET_32, OFFSET_64 = 59.875, 200.0
 
 # float32: 2**(j / 8) * CENTRE as bits, less j << 20 (see vector.scaled_entry). CENTRE cancels
@@ -139,8 +139,8 @@ def exponential(x, shift, high, low, c):
     """exp((x - m) / T) of a vector, times the power of two that its row's shift leaves in.
 
     ``shift`` is what ``shift_of`` gave for the row's maximum m, ``high`` and ``low`` are
-    log2(e) / T. Error at most 0.6 ULP; NaN stays NaN; far below m it is a tiny number whose
-    quotient by the sum is 0, but for a shift that is ``bounded``: there nothing is so far below.
+    log2(e) / T. Error at most 0.6 ULP; NaN stays NaN; far below m it is 0, but for a shift that is
+    ``bounded``: there nothing is so far below.
     """
 
 
@@ -207,17 +207,32 @@ def not_below_by_type(lowest, d):
     return lambda lowest, d: maximum(lowest, d)
 
 
+def zero_below(lowest, d, power):
+    """0 where d is ``lowest`` or less, else the power.
+
+    A power that small would do as well, but products with it are subnormal, and take the CPU several times as long.
+    """
+
+
+@overload(zero_below, **INLINE)
+def zero_below_by_type(lowest, d, power):
+    if lowest == types.none:
+        return lambda lowest, d, power: power
+    return lambda lowest, d, power: select(d <= lowest, 0.0, power)
+
+
 @inline
 def parts_32(x, shift, high, low, c):
     """Three numbers whose fma is the exponential; their product is at most a 22nd of it."""
     centre, magic, rest, lowest, _ = shift
-    d = not_below(lowest, x - centre)
+    moved = x - centre
+    d = not_below(lowest, moved)
     # the rest counts here too: r and with it the product would be twice as large, and so what their sum loses
     t = fma(d, high, rest) + magic
     r = fma(d, high, magic - t) + fma(d, low, rest)
     q = fma(r, c[3], c[2])
     q = fma(q, r, c[1])
-    power = scaled_entry(t, TABLE)
+    power = zero_below(lowest, moved, scaled_entry(t, TABLE))
     return fma(q, r, c[0]), power * r, power
 
 
@@ -225,10 +240,11 @@ def parts_32(x, shift, high, low, c):
 def reduced_64(x, shift, high, low):
     """The first half of an exponential: r, and a power of two whose product with 2**r it is."""
     centre, magic, rest, lowest, fraction = shift
-    d = not_below(lowest, x - centre)
+    moved = x - centre
+    d = not_below(lowest, moved)
     t = fma(d, high, fraction) + magic
     r = fma(d, high, (magic - t) + fraction) + fma(d, low, rest)
-    return r, low_bits_as_exponent(t)
+    return r, zero_below(lowest, moved, low_bits_as_exponent(t))
 
 
 @inline
@@ -400,7 +416,7 @@ def largest_by_type(like):
 
 
 def least(like):
-    """The exponential below which it counts as 0: that of -inf is not 0, but smaller than this."""
+    """The exponential below which it counts as 0: those of elements a little above ``lowest`` are smaller than this."""
 
 
 @overload(least, **INLINE)

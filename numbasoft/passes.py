@@ -363,7 +363,7 @@ def row_exponentials(
 def segment_others(x, at, mask, mask_at, n, m, shift, high, low):
     """The sum of exp over one segment without the row's maximum (see tiles.CONFIDENT).
 
-    What stands for the exponential of -inf is left out: a large weight may multiply the logarithm.
+    What counts as 0 is left out: a large weight may multiply the logarithm.
     """
     total = dot_start(filled(x, 0.0))
     c = coefficients(filled(x, 0.0))

@@ -869,7 +869,7 @@ def rows_from_lse(
             scales = up / largest(x), factor / up, 0.0 if factor == factor else np.nan
             both = row_from_lse(x, at, n, k, shift, high, low, scales, spread, unit, ahead, dx, dx_at)
         share_k = share_of(x, None, 0, None, spread, k)
-        # what stands for exponentials of 0 is in their sum
+        # what counts as 0 is in their sum
         others = 0.0 if both[1] < n * least(x) else both[1]
         p_k, others_p = both[0] / largest(x), others / largest(x)
         q_k, elsewhere = own[i] + share_k, whole - share_k
@@ -921,7 +921,7 @@ def row_from_lse(x, at, n, k, shift, high, low, scale, spread, unit, ahead, dx, 
 def summed_and_scaled(e, scale):
     """Exponentials as they are added up, and times the factor of their gradients, which may be in two parts.
 
-    With ``scale`` in two parts the factor is so large that what stands for an exponential of 0 would come to light.
+    With ``scale`` in two parts the factor is so large that what counts as 0 would come to light.
     """
 
 

@@ -71,7 +71,7 @@ def forward_rows(
             v, u = load_part(x, at + j, n - j, -np.inf), load_part(y, y_at + j, n - j, -np.inf)
             e = exponential(v, shift, high, low, c)
             f = exponential(u, other_shift, high, low, c)
-            # what stands for 0 may be multiplied by a huge z
+            # what counts as 0 may be multiplied by a huge z
             e, f = select(e < least(e), 0.0, e), select(u == -np.inf, 0.0, f)
             z = log_ratio(v, m, u, top, inverse, between)
             total, surplus = term_push(total, surplus, e, f, part, z)

@@ -15,7 +15,7 @@ from ...summation import dot_start, exact_push, sum_end, two_parts
 from ...tiles import prefetch_distance
 from ...vector import filled, lanes, load_part, row_at, select, sum_across
 
-# No draw of 53 bits tells a probability below this from 0, nor what stands for -inf.
+# No draw of 53 bits tells a probability below this from 0, nor what counts as 0.
 NOTHING = 2.0**-149
 
 BLOCK = 1024
