@@ -392,6 +392,22 @@ def test_a_saved_lse_of_one_class_alone_leaves_no_gradient():
         assert not got.any() and not np.signbit(got[~np.eye(20, dtype=bool)]).any()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "temperature"),
+    [("float32", 1e-30), ("float32", 1e-28), ("float32", 1e-25), ("float64", 1e-29), ("float64", 1e-100)],
+)
+def test_far_classes_get_no_gradient_from_a_saved_lse_at_tiny_temperatures(dtype, temperature, rng):
+    # the shift of such a row is rounded to whole powers of two: 0 times infinity must not come of it
+    x = rng.normal(0, 5, (200, 20)).astype(dtype)
+    x[:, 5] = -np.inf
+    lse = numbasoft.logsumexp(x, temperature=temperature)
+    grad = np.ones(200, dtype)
+    dx = numbasoft.cross_entropy_backward(
+        grad, x, x.argmax(axis=1), lse=lse, temperature=temperature, reduction="none"
+    )
+    assert not dx[x < x.max(axis=1, keepdims=True)].any()
+
+
 def test_an_lse_of_something_else_gives_no_plausible_number():
     x = np.array([[0.0, 1.0, 2.0]])
     for lse in (-1e5, np.nan, np.inf, -np.inf):

@@ -880,8 +880,11 @@ def rows_from_lse(
 @inline
 def from_lse(v, shift, high, low, c):
     """exp(v / T - lse) times ``largest``, infinite where that is too large."""
+    d = v - shift[0]
+    # 0 may have been multiplied by an infinity, where the shift is so far that it is rounded to whole powers of two
+    e = select(d <= shift[3], 0.0, exponential(v, shift, high, low, c))
     # a limit of v itself, known before the loop, would be rounded by many powers of two where logits are huge
-    return select(fma(v - shift[0], high, shift[4]) > 60.0, np.inf, exponential(v, shift, high, low, c))
+    return select(fma(d, high, shift[4]) > 60.0, np.inf, e)
 
 
 @inline
