@@ -6,6 +6,7 @@ import numpy as np
 from numba import types
 
 from . import columns, jit, split
+from .caches import last_caches
 from .passes import SEGMENT, WRITE_AHEAD
 from .tiles import LARGEST_TILE
 from .vector.types import LANES
@@ -27,8 +28,11 @@ ROOM = 1 << 20
 # in use float32 took 1.5 to 4 times as long. In 16 bits a part of a vector is copied element by element.
 LEAST_FILLED = {2: 2 / 3, 4: 1 / 2, 8: 5 / 8}  # by the size of an element
 
-# 16-bit rows longer than this get no room for their exponentials: those are computed twice.
+# Rows longer than this get no room for their exponentials: where there has to be one, in 16 bits, those are computed twice.
 LONGEST_WORK = 1 << 18
+
+# Results of fewer bytes, and rows of fewer elements (by their size), are never written past the caches.
+LEAST_PAST_CACHES, LEAST_ROW = 4 << 20, {4: 512, 8: 3072}
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -145,6 +149,22 @@ def shared_work(x):
     maxima = np.empty(units, np.float64 if is_wide(x.dtype) else np.float32)
     turns = np.zeros(split.STEPS * (jit.threads() + 1) * split.APART, np.int64)
     return maxima, np.empty((units, 2)), turns
+
+
+def is_past_caches(x, y):
+    """Whether y, given for the result of rows x, is written to memory at once (see numbasoft.past_caches): no cache holds it.
+
+    Where x is y its rows are in caches when they are written, as are pages of a new array, which the system fills with zeros.
+    """
+    n = y.shape[1]
+    return (
+        y.nbytes >= LEAST_PAST_CACHES
+        and y.itemsize >= 4
+        and LEAST_ROW[y.itemsize] <= n <= LONGEST_WORK
+        and y.flags.carray
+        and x.ctypes.data != y.ctypes.data
+        and y.nbytes >= last_caches(jit.threads())
+    )
 
 
 def workspace(blocks, n, dtype=np.float32):

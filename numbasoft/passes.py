@@ -68,6 +68,9 @@ MOST_SEGMENTS = 64
 # additions wait for exponentials and keep the next ones out of the CPU's queue.
 BLOCK = 256
 
+# Other work is done between so many exponentials, if there is any: stores that wait for memory are few at a time.
+PART = 128
+
 # Rows of fewer vectors are taken from their first element on.
 LEAST_ALIGNED = 16
 
@@ -142,12 +145,14 @@ def range_across(m):
 
 @inline
 def segment_exponentials(
-    x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead, exact=None, result=None, result_at=0
-):
+    x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead, exact=None, result=None, result_at=0,
+    beside=None, first=0,
+):  # fmt: skip
     """Loops 2 and 3 over one segment: exp of every element, kept in e (or None), and their sum.
 
     Unless ``exact`` is None the sum is that of exponentials before they were rounded. ``result``
-    is what a later loop writes, if that is not e: its lines are asked for here.
+    is what a later loop writes, if that is not e: its lines are asked for here. What else is done
+    meanwhile, ``beside``, is told which elements of the row come next; ``first`` is that of the segment.
     """
     total = sum_start(filled(x, 0.0))
     block, kept = blocks_in(e, stack_block(x, BLOCK))
@@ -158,7 +163,8 @@ def segment_exponentials(
     j = 0
     while j + w <= n:
         start = block_start(e, e_at + j)
-        stop, rest = block_exponentials(
+        stop, rest = block_beside(
+            beside, first + j,
             x, at + j, mask, mask_at + j, min(BLOCK, n - j), shift, high, low, c, ahead, exact, rest_start(exact, last),
             e, kept, e_at + j, block, start, result, result_at + j,
         )  # fmt: skip
@@ -178,6 +184,52 @@ def segment_exponentials(
         total = sum_push(total, select(below(v, n), part, 0.0))
         total = rest_push(total, rest_where(below(v, n), rest, 0.0))
     return sum_end(total)
+
+
+def block_beside(
+    beside, first,
+    x, at, mask, mask_at, n, shift, high, low, c, ahead, exact, rest, e, kept, e_at, block, start, result, result_at
+):  # fmt: skip
+    """``block_exponentials``, and before each of its parts other work on elements of which ``first`` is the block's."""
+
+
+@overload(block_beside, **INLINE)
+def block_beside_by_type(
+    beside, first,
+    x, at, mask, mask_at, n, shift, high, low, c, ahead, exact, rest, e, kept, e_at, block, start, result, result_at
+):  # fmt: skip
+    return block_alone if beside == types.none else block_in_parts
+
+
+def block_alone(
+    beside, first,
+    x, at, mask, mask_at, n, shift, high, low, c, ahead, exact, rest, e, kept, e_at, block, start, result, result_at
+):  # fmt: skip
+    return block_exponentials(
+        x, at, mask, mask_at, n, shift, high, low, c, ahead, exact, rest, e, kept, e_at, block, start, result, result_at
+    )  # fmt: skip
+
+
+def block_in_parts(
+    beside, first,
+    x, at, mask, mask_at, n, shift, high, low, c, ahead, exact, rest, e, kept, e_at, block, start, result, result_at
+):  # fmt: skip
+    j = 0
+    while j < n:
+        beside_exponentials(beside, first + j, first + j + PART)
+        start, rest = block_exponentials(
+            x, at + j, mask, mask_at + j, min(PART, n - j), shift, high, low, c, ahead, exact, rest,
+            e, kept, e_at + j, block, start, result, result_at + j,
+        )  # fmt: skip
+        j += PART
+    return start, rest
+
+
+def beside_exponentials(beside, start, stop):
+    """Do other work before elements ``start`` to ``stop`` of a row, and less than a vector at its end, are done.
+
+    See numbasoft.past_caches, which says what there is.
+    """
 
 
 def block_exponentials(
@@ -337,7 +389,21 @@ def plain_by_type(shift):
 
 @inline
 def row_exponentials(
-    x, at, mask, mask_at, n, e, e_at, shift, high, low, ahead, exact=None, result=None, result_at=0
+    x,
+    at,
+    mask,
+    mask_at,
+    n,
+    e,
+    e_at,
+    shift,
+    high,
+    low,
+    ahead,
+    exact=None,
+    result=None,
+    result_at=0,
+    beside=None,
 ):
     """Loops 2 and 3 over a row, as ``segment_exponentials``: the sum in two parts."""
     length = segment_length(n)
@@ -348,11 +414,26 @@ def row_exponentials(
         count, x_at, m_at, k_at, r_at = min(length, n - j), at + j, mask_at + j, e_at + j, result_at + j
         if is_plain(shift):
             s = segment_exponentials(
-                x, x_at, mask, m_at, count, e, k_at, plain(shift), high, low, ahead, exact, result, r_at
+                x,
+                x_at,
+                mask,
+                m_at,
+                count,
+                e,
+                k_at,
+                plain(shift),
+                high,
+                low,
+                ahead,
+                exact,
+                result,
+                r_at,
+                beside,
+                j,
             )
         else:
             s = segment_exponentials(
-                x, x_at, mask, m_at, count, e, k_at, shift, high, low, ahead, exact, result, r_at
+                x, x_at, mask, m_at, count, e, k_at, shift, high, low, ahead, exact, result, r_at, beside, j
             )
         total, lost = sum_joined(x, total, lost, s)
         j += count

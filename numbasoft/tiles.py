@@ -4,14 +4,13 @@ A tile is as many rows as fit in the first cache, at most ROWS: the steps of dif
 rows do not wait for each other, and one vector instruction serves up to 16 rows.
 """
 
-import contextlib
 import math
-from pathlib import Path
 
 import numpy as np
 from numba import types
 from numba.extending import overload
 
+from .caches import first_cache
 from .elementary import bounded, largest, logarithm, shift_of, shift_of_lse, two_sum
 from .jit import INLINE, inline
 from .vector import fma, lanes, load, load_part, maximum, narrowed, row_at, select, store, widened
@@ -29,16 +28,6 @@ LONGEST_ASKED_FOR = 1 << 18
 # A row whose other exponentials sum to less than this part of the largest is confident: what it
 # needs is their sum by itself, as 1 + 1e-18 is 1 in every float, while log1p(1e-18) is not 0.
 CONFIDENT = 2.0**-12
-
-
-def first_cache(folder="/sys/devices/system/cpu/cpu0/cache"):
-    """The bytes of the first cache for data; 32 KiB, as little as there is, where the system does not tell."""
-    for index in Path(folder).glob("index*"):
-        with contextlib.suppress(OSError, ValueError):
-            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
-            if level == "1" and kind == "Data":
-                return int(size.removesuffix("K")) << 10
-    return 32 << 10
 
 
 @inline

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import numbasoft
-from numbasoft import arrays, jit, tiles
+from numbasoft import arrays, caches, jit
 
 FEATURES = llvm.get_host_cpu_features()
 
@@ -455,23 +455,29 @@ def test_tiles_fill_the_first_cache_and_change_no_bit(tmp_path):
     assert small[1] == large[1]
 
 
+INSTRUCTIONS = ("1", "Instruction", "64K", "0")
+
+
 @pytest.mark.parametrize(
-    ("caches", "size"),
+    ("described", "first", "last"),
     [
-        ([("1", "Data", "48K"), ("1", "Instruction", "64K"), ("2", "Unified", "1024K")], 48 << 10),
-        ([("1", "Instruction", "64K"), ("1", "Data", "128K")], 128 << 10),
-        ([("2", "Unified", "1024K")], 32 << 10),
-        ([("1", "Data", "unknown")], 32 << 10),
-        ([], 32 << 10),
+        ([("1", "Data", "48K", "0"), INSTRUCTIONS, ("3", "Unified", "32768K", "0-7")], 48 << 10, 32 << 20),
+        ([INSTRUCTIONS, ("1", "Data", "128K", "0,8"), ("3", "Unified", "8192K", "0,8")], 128 << 10, 32 << 20),
+        ([("3", "Unified", "16384K", "0-1,4-5"), ("2", "Unified", "1024K", "0")], 32 << 10, 32 << 20),
+        ([("2", "Unified", "1024K", "0")], 32 << 10, 32 << 20),
+        ([("1", "Data", "unknown", "0"), ("3", "Unified", "65536K", "none")], 32 << 10, 32 << 20),
+        ([], 32 << 10, 32 << 20),
     ],
 )
-def test_the_size_of_the_first_cache(caches, size, tmp_path):
-    for k, values in enumerate(caches):
+def test_the_sizes_of_caches(described, first, last, tmp_path):
+    # the last ones of eight threads, of which some share one
+    for k, values in enumerate(described):
         folder = tmp_path / f"index{k}"
         folder.mkdir()
-        for name, value in zip(("level", "type", "size"), values, strict=True):
+        for name, value in zip(("level", "type", "size", "shared_cpu_list"), values, strict=True):
             (folder / name).write_text(value + "\n")
-    assert tiles.first_cache(tmp_path) == size
+    assert caches.first_cache(tmp_path) == first
+    assert caches.last_caches(8, tmp_path) == last
 
 
 def test_an_output_with_memory_of_another_owner_is_not_compared(monkeypatch):

@@ -37,6 +37,7 @@ from .memory import (
     aligned_after,
     any_kept_of,
     below,
+    drained,
     filled,
     lanes,
     load,
@@ -52,6 +53,7 @@ from .memory import (
     stack_block,
     store,
     store_part,
+    store_past_caches,
 )
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "any_kept_of",
     "below",
     "block_side",
+    "drained",
     "exponent_and_mantissa",
     "filled",
     "fma",
@@ -87,6 +90,7 @@ __all__ = [
     "stack_block",
     "store",
     "store_part",
+    "store_past_caches",
     "sum_across",
     "sum_of_pairs",
     "transpose_block",

@@ -284,6 +284,32 @@ def store(typingctx, array, offset, v):
 
 
 @intrinsic
+def store_past_caches(typingctx, array, offset, v):
+    """Write a full vector, which has to lie on a line of the cache, to memory: the line is not read, and stays in no cache."""
+    if not is_loadable(array) or array.dtype.bitwidth == 16 or v != vector_of(array):
+        return None
+
+    def lower(context, builder, sig, args):
+        pointer, _ = address(context, builder, array, args[0], args[1])
+        pointer = builder.bitcast(pointer, args[2].type.as_pointer())
+        instruction = builder.store(args[2], pointer, align=v.lanes * array.dtype.bitwidth // 8)
+        instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
+
+    return types.void(array, types.intp, v), lower
+
+
+@intrinsic
+def drained(typingctx):
+    """Wait until other threads see what ``store_past_caches`` wrote: what orders other stores need not order those."""
+
+    def lower(context, builder, sig, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), lower
+
+
+@intrinsic
 def add_atomically(typingctx, array, i, value):
     """Add to an int64 of an array that other threads add to, too; what it was before."""
     if not (isinstance(array, types.Array) and array.dtype == types.int64):

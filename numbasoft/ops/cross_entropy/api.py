@@ -12,7 +12,15 @@ from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary, jit
 from ...arrays import Array
-from ...launch import are_narrow, computing_dtype, is_wide, launch, launch_columns, workspace
+from ...launch import (
+    are_narrow,
+    computing_dtype,
+    is_past_caches,
+    is_wide,
+    launch,
+    launch_columns,
+    workspace,
+)
 from ...totals import total
 from . import cpu
 
@@ -342,7 +350,7 @@ def cross_entropy_value_and_grad(
         logits, target, axis, weight, ignore_index, label_smoothing, z_loss, temperature, reduction
     )
     dx = output(rows, out, [("target", target), ("weight", weight)])
-    loss = losses(rows, rows.per_row(np.ones(())), dx)
+    loss = losses(rows, rows.per_row(np.ones(())), dx, out is not None)
     return rows.reduced(loss), dx
 
 
@@ -423,7 +431,7 @@ def cross_entropy_backward(
     inputs = [("grad", grad), ("target", target), ("weight", weight), ("lse", lse)]
     dx = output(rows, out, inputs)
     if lse is None or rows.q is not None:
-        losses(rows, g, dx)
+        losses(rows, g, dx, out is not None)
     elif rows.x.size:
         s = np.array(s, np.float64 if rows.wide else np.float32).reshape(-1)
         s[np.isnan(s)] = np.nan  # some NaN would become a number when rounded to bfloat16
@@ -431,8 +439,8 @@ def cross_entropy_backward(
     return dx
 
 
-def losses(rows, g, dx):
-    """The loss of every row and, unless dx is None, its gradient times g into dx."""
+def losses(rows, g, dx, is_given=False):
+    """The loss of every row and, unless dx is None, its gradient times g into dx, which is new or given by the caller."""
     loss = np.zeros(math.prod(rows.outer))
     if rows.x.size == 0:
         return loss
@@ -450,6 +458,12 @@ def losses(rows, g, dx):
             launch(
                 cpu.narrow, cpu.narrow_parallel, (x.dtype, dx is None), inputs, (loss, dx), x.shape[0], x.size
             )
+            return
+        if q is None and is_given and is_past_caches(x, dx):
+            work = workspace(min(x.shape[0], jit.threads()), x.shape[1], x.dtype)
+            inputs = x, target, own, rows.spread, g, rows.z, work, *rows.factors
+            run = cpu.past_caches, cpu.past_caches_parallel
+            launch(*run, (x.dtype, rows.spread is None), inputs, (loss, dx), x.shape[0], x.size)
             return
         has_work = dx is not None and x.itemsize == 2
         work = workspace(min(x.shape[0], jit.threads()), x.shape[1]) if has_work else None

@@ -9,6 +9,8 @@ negative, and at the class k that may hold nearly all of the probability, sum q 
 q holds elsewhere less sum q times the part of the others in s.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import prange, types
 from numba.extending import overload
@@ -30,6 +32,16 @@ from ...narrow import (
     sums_of_columns,
 )
 from ...passes import row_exponentials, row_range, second_vector
+from ...past_caches import (
+    TWO_VECTORS,
+    Ranged,
+    loaded,
+    nothing_found,
+    range_found,
+    row_of,
+    write_part,
+    write_row,
+)
 from ...summation import dot_push, dot_start, exact_push, sum_end
 from ...tiles import (
     CONFIDENT,
@@ -47,6 +59,7 @@ from ...tiles import (
 )
 from ...vector import (
     below,
+    drained,
     filled,
     fma,
     lanes,
@@ -567,6 +580,169 @@ def forward_parallel(x, target, own, q, weights, spread, g, z, work, high, low, 
         forward_rows(
             x, target, own, q, weights, spread, g, z, work, high, low, ih, il, i, j, np.int64(b), loss, dx
         )
+
+
+class Gradients(NamedTuple):
+    """The exponentials of a row and what ``factors_of`` gave for it."""
+
+    e: Any
+    at: int
+    first: float
+    second: float
+    after: float
+    limit: float
+    none: float
+    unit: float
+    spread: Any
+    place: int
+    own: float
+
+    def value_at(self, j, count):
+        v = loaded(self.e, self.at + j, count)
+        p = select(v < self.limit, self.none, fma(v, self.first, v * self.second) * self.after)
+        p = less(p, spread_at(self.spread, j, count), self.unit)
+        k = self.place - j
+        is_own = (0 <= k) & (k < lanes(self.e))
+        return select(below(p, k), p, select(below(p, k + 1), self.own, p)) if is_own else p
+
+    def common_at(self, j):
+        v = load(self.e, self.at + j)
+        return less(fma(v, self.first, v * self.second), spread_at(self.spread, j, None), self.unit)
+
+    def uncommon_after(self, j, end):
+        if self.limit != 0.0:  # where it is 0, ``after`` is 1
+            return j
+        if self.place < j:
+            return end
+        return min(j + (self.place - j) // lanes(self.e) * lanes(self.e), end)
+
+
+def spread_at(spread, j, count):
+    """A vector of what every row's q holds, or its first elements; or None."""
+
+
+@overload(spread_at, **INLINE)
+def spread_at_by_type(spread, j, count):
+    if spread == types.none:
+        return lambda spread, j, count: None
+    return lambda spread, j, count: loaded(spread, j, count)
+
+
+@inline
+def rows_past_caches(
+    x,  # IN   (rows, n)
+    target,  # IN   (rows,) each row's class, IGNORED where it does not count
+    own,  # IN   (rows,) what q holds for that class beside spread
+    spread,  # IN   (n,) what every row's q holds besides; or None
+    g,  # IN   (rows,) what gradients are multiplied with
+    z,  # IN   the factor of lse**2
+    work,  # WORK (blocks, at least n and LARGEST_TILE) for exponentials
+    high,  # IN   log2(e) / T in two parts
+    low,
+    inverse_high,  # IN   1 / T in two parts
+    inverse_low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    block,  # IN   the row of work to use
+    loss,  # OUT  (rows,)
+    dx,  # OUT  (rows, n) side by side
+):
+    n = x.shape[1]
+    inverse = np.float64(inverse_high) + np.float64(inverse_low)
+    m, bottom, next_m = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    c, magic = stack_array(x, ROWS), stack_array(x, ROWS)
+    rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    place, top = stack_array(np.int64, ROWS), stack_array(np.float64, ROWS)
+    own_of, g_of = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    own_logit, far = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    e_own, others = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    whole, whole_lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    share_own, value = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    apart, both = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    log, lse = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second, after = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    limit, none = stack_array(x, ROWS), stack_array(x, ROWS)
+    unit, dx_own = stack_array(x, ROWS), stack_array(x, ROWS)
+    line, found = stack_array(x, TWO_VECTORS), stack_array(x, TWO_VECTORS)
+    i, count = start, 0
+    while i < stop or count > 0:
+        before, count = count, min(rows_in_tile(n), stop - i)
+
+        # loop 1: the maximum of every row, and the least element, of the first tile
+        for r in range(count):
+            if i == start:
+                m[r], bottom[r] = row_range(x, row_at(x, i + r), None, 0, n)
+            top[r], own_of[r], g_of[r] = m[r], own[i + r], g[i + r]
+        shifts(m, bottom, count, high, low, c, magic, rest, lowest, fraction)
+
+        # loops 2 and 3: exp of every element after the shift, and the sum of every row;
+        # beside them loop 4 of the tile before, and loop 1 of the next
+        for r in range(max(count, before)):
+            at, e_at, k = row_at(x, i + r), row_at(work, block) + r * n, i - before + r
+            values = Gradients(
+                work,
+                e_at,
+                first[r],
+                second[r],
+                after[r],
+                limit[r],
+                none[r],
+                unit[r],
+                spread,
+                place[r],
+                dx_own[r],
+            )
+            row = row_of(values, dx, k, r < before, start, stop, line)
+            if r >= count:
+                write_row(row, found)
+                continue
+            ranged = Ranged(x, row_at(x, min(i + count + r, stop - 1)), nothing_found(found))
+            place[r] = target[i + r]
+            if place[r] == IGNORED:
+                write_part(row, ranged, 0, n)
+                row_filled(work, e_at, n, 0.0)
+                total[r] = 1.0
+            else:
+                own_logit[r] = np.float64(element(x, at + place[r]))
+                far[r], whole[r], whole_lost[r] = row_distance(x, at, None, 0, None, spread, n, m[r])
+                shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
+                total[r], lost[r] = row_exponentials(
+                    x, at, None, 0, n, work, e_at, shift, high, low, 0, None, None, 0, (row, ranged)
+                )
+                e_own[r] = element(work, e_at + place[r])
+                share_own[r] = share_of(work, None, 0, None, spread, place[r])
+                total[r], lost[r], others[r] = parted(work, e_at, n, place[r], total[r], lost[r])
+                apart[r] = others[r] if own_logit[r] == top[r] else -1.0
+                both[r] = total[r] + lost[r]
+            next_m[r], bottom[r] = range_found(ranged, n)
+        logs_of_parts(apart, both, count, x, log)
+        losses_of(target, spread, own_of, top, own_logit, inverse, log, far, whole, z, count, lse, value)
+        factors_of(
+            g_of, own_of, whole, whole_lost, share_own, e_own, others, total, lost, lse, z, inverse, count, x,
+            first, second, after, limit, none, unit, dx_own,
+        )  # fmt: skip
+        for r in range(count):
+            loss[i + r] = value[r]
+            if place[r] == IGNORED:
+                loss[i + r], limit[r], none[r], unit[r] = 0.0, np.inf, 0.0, 0.0
+            m[r] = next_m[r]
+        i += count
+    drained()
+
+
+@kernel
+def past_caches(x, target, own, spread, g, z, work, high, low, ih, il, loss, dx):
+    """``forward`` with gradients larger than the last cache, where the target is a class (see numbasoft.past_caches)."""
+    rows_past_caches(x, target, own, spread, g, z, work, high, low, ih, il, 0, x.shape[0], 0, loss, dx)
+
+
+@parallel_kernel
+def past_caches_parallel(x, target, own, spread, g, z, work, high, low, ih, il, loss, dx, blocks):
+    rows = x.shape[0]
+    for b in prange(blocks):
+        i, j = b * rows // blocks, (b + 1) * rows // blocks
+        rows_past_caches(x, target, own, spread, g, z, work, high, low, ih, il, i, j, np.int64(b), loss, dx)
 
 
 @inline

@@ -12,6 +12,7 @@ from ...arrays import Array, Axis
 from ...launch import (
     are_narrow,
     computing_dtype,
+    is_past_caches,
     is_wide,
     launch,
     launch_columns,
@@ -85,7 +86,8 @@ def log_softmax(
     if stream is None and arrays.plain_size(x, axis, temperature, where) and arrays.takes_result(out, x):
         y = np.empty_like(x) if out is None else out
         wide = is_wide(x.dtype)
-        forward(x, None, y, (*elementary.scale(1.0, wide), *elementary.inverse(1.0, wide)))
+        factors = (*elementary.scale(1.0, wide), *elementary.inverse(1.0, wide))
+        forward(x, None, y, factors, out is not None)
         return y
     if arrays.on_device(stream, x=x, where=where, out=out):
         calls = arrays.device_calls()
@@ -107,19 +109,24 @@ def log_softmax(
     compute = computing_dtype(dtype, t)
     factors = (*elementary.scale(t, is_wide(compute)), *elementary.inverse(t, is_wide(compute)))
     arrays.over_rows(
-        lambda full, _: forward(*full, factors), [x, mask, y], [], axes, compute,
+        lambda full, _: forward(*full, factors, out is not None), [x, mask, y], [], axes, compute,
         None if mask is not None or t != 1.0 else lambda full, _: forward_columns(*full, factors),
     )  # fmt: skip
     return y
 
 
-def forward(x, mask, y, factors):
-    """log_softmax of the rows of x into y."""
-    if are_narrow(x, mask) and factors[2:] == (1.0, 0.0):
+def forward(x, mask, y, factors, is_given):
+    """log_softmax of the rows of x into y, which is new or given by the caller."""
+    is_plain = mask is None and factors[2:] == (1.0, 0.0)
+    if is_plain and are_narrow(x):
         launch(cpu.narrow, cpu.narrow_parallel, x.dtype, (x, *factors[:2]), (y,), x.shape[0], x.size)
         return
     if split_rows(*x.shape):
         split_forward(x, mask, y, factors)
+        return
+    if is_plain and is_given and is_past_caches(x, y):
+        run = cpu.past_caches, cpu.past_caches_parallel
+        launch(*run, x.dtype, (x, *factors[:2]), (y,), x.shape[0], x.size)
         return
     inputs = x, mask, *factors
     launch(cpu.forward, cpu.forward_parallel, (x.dtype, mask is None), inputs, (y,), x.shape[0], x.size)

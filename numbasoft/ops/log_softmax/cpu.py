@@ -1,6 +1,7 @@
 """log_softmax on the CPU, forward and backward: the five loops, a tile of rows at a time."""
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange, types
@@ -34,6 +35,15 @@ from ...passes import (
     row_sum_and_range,
     segment_sum,
 )
+from ...past_caches import (
+    TWO_VECTORS,
+    Ranged,
+    loaded,
+    nothing_found,
+    range_found,
+    row_of,
+    write_row,
+)
 from ...split import (
     blocks_of,
     keeps_nothing,
@@ -59,6 +69,7 @@ from ...tiles import (
     subtrahends,
 )
 from ...vector import (
+    drained,
     filled,
     fma,
     lanes,
@@ -119,15 +130,8 @@ def forward_rows(
             )
 
         # loop 4: the logarithm of every sum
-        logarithms_of_sums(total, lost, maximum, count, x, logarithm)
-        for r in range(count):
-            if logarithm[r] < 0.0:
-                shift = (c[r], magic[r], rest[r], lowest[r], fraction[r])
-                at, mask_at = row_at(x, i + r), row_at(mask, i + r)
-                s = row_others(x, at, mask, mask_at, n, m[r], shift, high, low)
-                logarithm[r] = log_of_others(s[0], s[1], x)
-            if m[r] == np.inf:
-                logarithm[r] = np.nan
+        shift = (c, magic, rest, lowest, fraction)
+        logarithms_of_tile(x, i, mask, count, m, maximum, total, lost, shift, high, low, logarithm)
         subtracted(maximum, logarithm, count, inverse, first, second)
 
         # loop 5: the maximum and the logarithm of the sum subtracted from every element
@@ -137,6 +141,32 @@ def forward_rows(
             if not filled_if_empty(x, mask, mask_at, n, m[r], y, y_at, n, -np.inf):
                 subtract_row(x, at, mask, mask_at, n, m[r], inverse, parts, y, y_at)
         i += count
+
+
+@inline
+def logarithms_of_tile(
+    x,  # IN   (rows, n)
+    i,  # IN   the tile's first row
+    mask,  # IN   (rows, n) bytes or None
+    count,  # IN   how many rows
+    m,  # IN   (ROWS,) as all of these: the maximum, and the same in float64
+    maximum,
+    total,  # IN   the sum of the exponentials in two parts
+    lost,
+    shift,  # IN   what it is of, in parts
+    high,  # IN   log2(e) / T in two parts
+    low,
+    logarithm,  # OUT  log sum exp((x - m) / T)
+):
+    logarithms_of_sums(total, lost, maximum, count, x, logarithm)
+    for r in range(count):
+        if logarithm[r] < 0.0:
+            of_row = (shift[0][r], shift[1][r], shift[2][r], shift[3][r], shift[4][r])
+            at, mask_at = row_at(x, i + r), row_at(mask, i + r)
+            s = row_others(x, at, mask, mask_at, x.shape[1], m[r], of_row, high, low)
+            logarithm[r] = log_of_others(s[0], s[1], x)
+        if m[r] == np.inf:
+            logarithm[r] = np.nan
 
 
 @inline
@@ -168,6 +198,88 @@ def forward_parallel(x, mask, high, low, inverse_high, inverse_low, y, blocks):
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
         forward_rows(x, mask, high, low, inverse_high, inverse_low, start, stop, y)
+
+
+class Differences(NamedTuple):
+    """The logits of a row and what is to be subtracted from them, in two parts."""
+
+    x: Any
+    at: int
+    first: float
+    second: float
+
+    def value_at(self, j, count):
+        return difference(loaded(self.x, self.at + j, count), self.first, self.second)
+
+
+@inline
+def rows_past_caches(
+    x,  # IN   (rows, n)
+    high,  # IN   log2(e) in two parts: T is 1
+    low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    y,  # OUT  (rows, n) side by side
+):
+    n = x.shape[1]
+    m, bottom, next_m = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    c, magic = stack_array(x, ROWS), stack_array(x, ROWS)
+    rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    logarithm, maximum = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second = stack_array(x, ROWS), stack_array(x, ROWS)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    line, found = stack_array(x, TWO_VECTORS), stack_array(x, TWO_VECTORS)
+    i, count = start, 0
+    while i < stop or count > 0:
+        before, count = count, min(rows_in_tile(n), stop - i)
+
+        # loop 1: the maximum of every row, and the least element, of the first tile
+        for r in range(count):
+            if i == start:
+                m[r], bottom[r] = row_range(x, row_at(x, i + r), None, 0, n)
+            maximum[r] = m[r]
+        shifts(m, bottom, count, high, low, c, magic, rest, lowest, fraction)
+
+        # loops 2 and 3: the sum of exp of every element after the shift;
+        # beside them loop 5 of the tile before, and loop 1 of the next
+        for r in range(count):
+            k, shift = i - before + r, (c[r], magic[r], rest[r], lowest[r], fraction[r])
+            differences = Differences(x, row_at(x, k), first[r], second[r])
+            row = row_of(differences, y, k, r < before, start, stop, line)
+            ranged = Ranged(x, row_at(x, min(i + count + r, stop - 1)), nothing_found(found))
+            total[r], lost[r] = row_exponentials(
+                x, row_at(x, i + r), None, 0, n,
+                None, 0, shift, high, low, 0, exact_for_logarithms(x), None, 0, (row, ranged),
+            )  # fmt: skip
+            next_m[r], bottom[r] = range_found(ranged, n)
+
+        # loop 5 by itself: rows that no row of this tile is beside
+        for r in range(count, before):
+            k = i - before + r
+            differences = Differences(x, row_at(x, k), first[r], second[r])
+            write_row(row_of(differences, y, k, True, start, stop, line), found)
+
+        # loop 4: the logarithm of every sum
+        shift = (c, magic, rest, lowest, fraction)
+        logarithms_of_tile(x, i, None, count, m, maximum, total, lost, shift, high, low, logarithm)
+        subtrahends(maximum, logarithm, count, first, second)
+        for r in range(count):
+            m[r] = next_m[r]
+        i += count
+    drained()
+
+
+@kernel
+def past_caches(x, high, low, y):
+    """``forward`` where T is 1 for results larger than the last cache (see numbasoft.past_caches)."""
+    rows_past_caches(x, high, low, 0, x.shape[0], y)
+
+
+@parallel_kernel
+def past_caches_parallel(x, high, low, y, blocks):
+    rows = x.shape[0]
+    for b in prange(blocks):
+        rows_past_caches(x, high, low, b * rows // blocks, (b + 1) * rows // blocks, y)
 
 
 @inline

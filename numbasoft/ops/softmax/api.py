@@ -15,6 +15,7 @@ from ...launch import (
     are_narrow,
     compiled,
     computing_dtype,
+    is_past_caches,
     is_wide,
     launch,
     launch_columns,
@@ -123,7 +124,7 @@ def softmax(
                     return y
         elif arrays.takes_result(out, x):
             y = np.empty_like(x) if out is None else out
-            forward(x, None, y, *elementary.scale(1.0, is_wide(x.dtype)))
+            forward(x, None, y, *elementary.scale(1.0, is_wide(x.dtype)), out is not None)
             return y
     if arrays.on_device(stream, x=x, where=where, out=out):
         calls = arrays.device_calls()
@@ -145,14 +146,14 @@ def softmax(
     compute = computing_dtype(dtype, t)
     high, low = elementary.scale(t, is_wide(compute))
     arrays.over_rows(
-        lambda full, _: forward(*full, high, low), [x, mask, y], [], axes, compute,
+        lambda full, _: forward(*full, high, low, out is not None), [x, mask, y], [], axes, compute,
         None if mask is not None else lambda full, _: forward_columns(*full, high, low),
     )  # fmt: skip
     return y
 
 
-def forward(x, mask, y, high, low):
-    """softmax of the rows of x into y."""
+def forward(x, mask, y, high, low, is_given):
+    """softmax of the rows of x into y, which is new or given by the caller."""
     rows, n = x.shape
     if are_narrow(x, mask):
         launch(cpu.narrow, cpu.narrow_parallel, x.dtype, (x, high, low), (y,), rows, x.size)
@@ -160,6 +161,11 @@ def forward(x, mask, y, high, low):
     is_half = y.itemsize == 2
     if split_rows(rows, n) or (is_half and n > LONGEST_WORK):
         split_forward(x, mask, y, high, low)
+        return
+    if mask is None and is_given and is_past_caches(x, y):
+        work = workspace(min(rows, jit.threads()), n, x.dtype)
+        inputs = x, work, high, low
+        launch(cpu.past_caches, cpu.past_caches_parallel, x.dtype, inputs, (y,), rows, x.size)
         return
     work = workspace(min(rows, jit.threads()), n) if is_half else None
     inputs = x, mask, work, high, low

@@ -1,5 +1,7 @@
 """softmax on the CPU, forward and backward: the four loops, a tile of rows at a time."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import prange, types
 from numba.extending import overload
@@ -28,6 +30,15 @@ from ...passes import (
     row_scaled,
     segment_dot,
 )
+from ...past_caches import (
+    TWO_VECTORS,
+    Ranged,
+    loaded,
+    nothing_found,
+    range_found,
+    row_of,
+    write_row,
+)
 from ...split import (
     blocks_of,
     keeps_nothing,
@@ -53,6 +64,7 @@ from ...tiles import (
     shifts,
 )
 from ...vector import (
+    drained,
     fma,
     lanes,
     load,
@@ -149,6 +161,82 @@ def forward_parallel(x, mask, work, high, low, y, blocks):
     for b in prange(blocks):
         start, stop = b * rows // blocks, (b + 1) * rows // blocks
         forward_rows(x, mask, work, high, low, start, stop, np.int64(b), y)
+
+
+class Quotients(NamedTuple):
+    """The exponentials of a row and the reciprocal of their sum, in two parts."""
+
+    e: Any
+    at: int
+    first: float
+    second: float
+
+    def value_at(self, j, count):
+        e = loaded(self.e, self.at + j, count)
+        return fma(e, self.first, e * self.second)
+
+
+@inline
+def rows_past_caches(
+    x,  # IN   (rows, n)
+    work,  # WORK (blocks, at least n and LARGEST_TILE) for exponentials
+    high,  # IN   log2(e) / T in two parts
+    low,
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    block,  # IN   the row of work to use
+    y,  # OUT  (rows, n) side by side
+):
+    n = x.shape[1]
+    m, bottom = stack_array(x, ROWS), stack_array(x, ROWS)
+    c, magic = stack_array(x, ROWS), stack_array(x, ROWS)
+    rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
+    first, second = stack_array(x, ROWS), stack_array(x, ROWS)
+    line, found = stack_array(x, TWO_VECTORS), stack_array(x, TWO_VECTORS)
+    i, count = start, 0
+    while i < stop or count > 0:
+        before, count = count, min(rows_in_tile(n), stop - i)
+
+        # loop 1: the maximum of every row, and the least element, of the first tile
+        if i == start:
+            for r in range(count):
+                m[r], bottom[r] = row_range(x, row_at(x, i + r), None, 0, n)
+        shifts(m, bottom, count, high, low, c, magic, rest, lowest, fraction)
+
+        # loops 2 and 3: exp of every element after the shift, and the sum of every row;
+        # beside them loop 4 of the tile before, and loop 1 of the next
+        for r in range(count):
+            e_at, shift = row_at(work, block) + r * n, (c[r], magic[r], rest[r], lowest[r], fraction[r])
+            quotients = Quotients(work, e_at, first[r], second[r])
+            row = row_of(quotients, y, i - before + r, r < before, start, stop, line)
+            ranged = Ranged(x, row_at(x, min(i + count + r, stop - 1)), nothing_found(found))
+            total[r], lost[r] = row_exponentials(
+                x, row_at(x, i + r), None, 0, n,
+                work, e_at, shift, high, low, 0, exact_for(x), None, 0, (row, ranged),
+            )  # fmt: skip
+            m[r], bottom[r] = range_found(ranged, n)
+
+        # loop 4 by itself: rows that no row of this tile is beside
+        for r in range(count, before):
+            quotients = Quotients(work, row_at(work, block) + r * n, first[r], second[r])
+            write_row(row_of(quotients, y, i - before + r, True, start, stop, line), found)
+        reciprocals(total, lost, count, first, second)
+        i += count
+    drained()
+
+
+@kernel
+def past_caches(x, work, high, low, y):
+    """``forward`` for results larger than the last cache (see numbasoft.past_caches)."""
+    rows_past_caches(x, work, high, low, 0, x.shape[0], 0, y)
+
+
+@parallel_kernel
+def past_caches_parallel(x, work, high, low, y, blocks):
+    rows = x.shape[0]
+    for b in prange(blocks):
+        rows_past_caches(x, work, high, low, b * rows // blocks, (b + 1) * rows // blocks, np.int64(b), y)
 
 
 @inline
