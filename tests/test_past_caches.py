@@ -220,6 +220,7 @@ def test_new_arrays_masks_and_16_bits_are_not(no_caches, monkeypatch, rng):
 
 STORES = """
 import json
+import numba
 import numpy as np
 import numbasoft
 from numbasoft import launch
