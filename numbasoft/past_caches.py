@@ -35,7 +35,7 @@ from .vector import (
 from .vector.types import WIDEST
 
 # Lines of the row whose range is found are asked for so many elements before.
-READ_AHEAD = 1024
+READ_AHEAD = 2048
 
 TWO_VECTORS = 2 * WIDEST
 
