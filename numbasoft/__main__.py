@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from numbasoft import __version__
+
 FUNCTIONS = ("softmax", "log_softmax", "logsumexp")
 OF_THE_REPORT = ("json", "markdown", "plot", "quick", "threads", "rounds")
 
@@ -52,6 +54,7 @@ def parser() -> Parser:
         prog="python -m numbasoft",
         description="Without a command: what is here, is it right, how fast is it (about two minutes).",
     )
+    top.add_argument("--version", action="version", version=f"numbasoft {__version__}")
     form = top.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the report as JSON")
     form.add_argument("--markdown", action="store_true", help="print the README's tables")

@@ -53,6 +53,13 @@ def failure(capsys, *arguments):
     return printed.err
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"numbasoft {numbasoft.__version__}\n"
+
+
 # --------------------------------------------------------------------------------------------- the oracle
 
 
