@@ -28,11 +28,15 @@ ROOM = 1 << 20
 # in use float32 took 1.5 to 4 times as long. In 16 bits a part of a vector is copied element by element.
 LEAST_FILLED = {2: 2 / 3, 4: 1 / 2, 8: 5 / 8}  # by the size of an element
 
-# Rows longer than this get no room for their exponentials: where there has to be one, in 16 bits, those are computed twice.
+# Rows longer than this get no room for their exponentials. In 16 bits these are computed twice then, and no result is
+# written past the caches.
 LONGEST_WORK = 1 << 18
 
 # Results of fewer bytes, and rows of fewer elements (by their size), are never written past the caches.
 LEAST_PAST_CACHES, LEAST_ROW = 4 << 20, {4: 512, 8: 3072}
+
+# Nor is what has fewer rows for a thread, of which each gets room for one.
+FEWEST_OF_THREAD = 4
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -156,11 +160,12 @@ def is_past_caches(x, y):
 
     Where x is y its rows are in caches when they are written, as are pages of a new array, which the system fills with zeros.
     """
-    n = y.shape[1]
+    rows, n = y.shape
     return (
         y.nbytes >= LEAST_PAST_CACHES
         and y.itemsize >= 4
         and LEAST_ROW[y.itemsize] <= n <= LONGEST_WORK
+        and rows >= FEWEST_OF_THREAD * jit.threads()
         and y.flags.carray
         and x.ctypes.data != y.ctypes.data
         and y.nbytes >= last_caches(jit.threads())

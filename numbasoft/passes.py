@@ -228,7 +228,7 @@ def block_in_parts(
 def beside_exponentials(beside, start, stop):
     """Do other work before elements ``start`` to ``stop`` of a row, and less than a vector at its end, are done.
 
-    See numbasoft.past_caches, which says what there is.
+    ``stop`` may lie behind the row's end. See numbasoft.past_caches, which says what there is.
     """
 
 

@@ -2,9 +2,9 @@
 
 A store to a line that no cache holds reads the line first. One that fills the line and tells the CPU not to
 keep it does not: of softmax's traffic with memory that spares a third. Such stores wait for memory, which rests while
-exponentials are computed. So all loops run side by side, each a tile of rows behind the next: after every block
-of exponentials come the same elements of loop 4 of the tile before and of loop 1 of the tile after. Memory
-reads and writes all the time, and what is computed takes as long as it does in the first cache.
+exponentials are computed. So all loops run side by side, each a tile of rows behind the next: before some
+exponentials of a row come the same elements of loop 4 of the tile before, whose exponentials those replace, and of loop 1
+of the tile after. Memory reads and writes all the time.
 
 A thread's rows lie side by side in the result. A line in which one ends and another begins is written once, when both
 are known; only at the ends of a thread's rows are parts of lines written, as stores do.
@@ -34,7 +34,7 @@ from .vector import (
 )
 from .vector.types import WIDEST
 
-# Lines of the row whose range is found are asked for so many elements before.
+# Elements of the row whose range is found are asked for so many before; at the end of a thread's rows in vain.
 READ_AHEAD = 2048
 
 TWO_VECTORS = 2 * WIDEST
@@ -48,7 +48,7 @@ class Row(NamedTuple):
     at: int  # IN   the row's first element in it
     n: int  # IN   its elements, not fewer than a vector holds
     is_there: bool  # IN   whether there is such a row
-    is_first: bool  # IN   whether the line it begins in is shared with another thread, and that it ends in
+    is_first: bool  # IN   whether what lies before it in its first line is not this thread's, and what lies behind it
     is_last: bool
     line: Any  # WORK (2 vectors) what goes into the line that it shares with the next row
 
@@ -109,7 +109,7 @@ def beside_exponentials_by_type(beside, start, stop):
 
 @inline
 def write_part(row, ranged, start, stop):
-    """Elements ``start`` to ``stop`` of a row, and a few more, to whole lines; those of another are looked at."""
+    """Elements ``start`` to ``stop`` of a row, and a few more, to whole lines; the same of another row are looked at."""
     y, n, w = row.y, row.n, lanes(row.y)
     x, x_at, found = ranged.x, ranged.at, ranged.found
     if n - stop < w:

@@ -462,22 +462,33 @@ INSTRUCTIONS = ("1", "Instruction", "64K", "0")
     ("described", "first", "last"),
     [
         ([("1", "Data", "48K", "0"), INSTRUCTIONS, ("3", "Unified", "32768K", "0-7")], 48 << 10, 32 << 20),
-        ([INSTRUCTIONS, ("1", "Data", "128K", "0,8"), ("3", "Unified", "8192K", "0,8")], 128 << 10, 32 << 20),
+        ([INSTRUCTIONS, ("1", "Data", "128K"), ("3", "Unified", "8192K", "0,8")], 128 << 10, 32 << 20),
         ([("3", "Unified", "16384K", "0-1,4-5"), ("2", "Unified", "1024K", "0")], 32 << 10, 32 << 20),
-        ([("2", "Unified", "1024K", "0")], 32 << 10, 32 << 20),
-        ([("1", "Data", "unknown", "0"), ("3", "Unified", "65536K", "none")], 32 << 10, 32 << 20),
+        ([("3", "Unified", "16384K"), ("1", "Data", "48K", "?")], 48 << 10, 16 << 20),
+        ([("3", "Unified", "16384K", "1-0"), ("1", "Data", "-5K", "0")], 32 << 10, 16 << 20),
+        ([("2", "Unified", "1024K", "0"), ("3", "Unified", "0K", "0")], 32 << 10, 32 << 20),
+        ([("1", "Data", "unknown", "0"), ("3", "Unified", "64M", "none")], 32 << 10, 32 << 20),
         ([], 32 << 10, 32 << 20),
     ],
 )
 def test_the_sizes_of_caches(described, first, last, tmp_path):
-    # the last ones of eight threads, of which some share one
+    # the last ones of eight threads, of whose CPUs some share one
     for k, values in enumerate(described):
         folder = tmp_path / f"index{k}"
         folder.mkdir()
-        for name, value in zip(("level", "type", "size", "shared_cpu_list"), values, strict=True):
+        for name, value in zip(("level", "type", "size", "shared_cpu_list"), values, strict=False):
             (folder / name).write_text(value + "\n")
     assert caches.first_cache(tmp_path) == first
     assert caches.last_caches(8, tmp_path) == last
+
+
+def test_caches_that_may_not_be_asked_about(monkeypatch):
+    def refused(*arguments):
+        raise PermissionError
+
+    monkeypatch.setattr(caches.Path, "glob", refused)
+    assert caches.first_cache() == 32 << 10
+    assert caches.last_caches(3, "/nowhere") == 32 << 20
 
 
 def test_an_output_with_memory_of_another_owner_is_not_compared(monkeypatch):

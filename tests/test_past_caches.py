@@ -3,6 +3,7 @@
 import importlib
 import platform
 import re
+import sys
 
 import numba
 import numpy as np
@@ -22,10 +23,6 @@ KERNELS = {
 }
 
 
-def kernels_run(name):
-    return {key for kernel, key in launch.CODE if kernel in past(name)}
-
-
 def past(name):
     return KERNELS[name].past_caches, KERNELS[name].past_caches_parallel
 
@@ -35,6 +32,7 @@ def no_caches(monkeypatch):
     """Every result given by the caller is too large for the caches."""
     monkeypatch.setattr(launch, "LEAST_PAST_CACHES", 0)
     monkeypatch.setattr(launch, "LEAST_ROW", {4: 16, 8: 8})
+    monkeypatch.setattr(launch, "FEWEST_OF_THREAD", 0)
     monkeypatch.setattr(launch, "last_caches", lambda threads: 0)
     monkeypatch.setattr(softmax_api, "SMALLEST", 0)
     monkeypatch.setattr(softmax_api, "PARALLEL", 0)
@@ -191,6 +189,11 @@ def test_which_results_are_written_past_the_caches(monkeypatch, rng):
     for rows, n in (4000, 500), (4, 300000):
         assert not launch.is_past_caches(np.empty((rows, n), np.float32), np.empty((rows, n), np.float32))
     assert not launch.is_past_caches(np.empty((4000, 1000)), np.empty((4000, 1000)))
+    memory = np.zeros(y.nbytes + 1, np.uint8)
+    assert not launch.is_past_caches(x, memory[1:].view(np.float32).reshape(x.shape)), "not on whole elements"
+    with monkeypatch.context() as patch:
+        patch.setattr(launch.jit, "threads", lambda: 351)
+        assert not launch.is_past_caches(x, y), "a row for each of 351 threads is a quarter of 1400"
     assert not launch.is_past_caches(np.empty((1400, 2048), np.int16), np.empty((1400, 2048), np.int16))
     monkeypatch.setattr(launch, "last_caches", lambda threads: 0)
     assert not launch.is_past_caches(x[:900], y[:900]), "less than 4 MiB, whatever the caches"
@@ -211,6 +214,12 @@ def test_new_arrays_masks_and_16_bits_are_not(no_caches, monkeypatch, rng):
             out = np.empty_like(array)
             function(array, where=mask, out=out)
             assert_same_bits(out, function(array, where=mask))
+    out = np.empty_like(x)
+    numbasoft.log_softmax(x, temperature=0.7, out=out)
+    assert_same_bits(out, numbasoft.log_softmax(x, temperature=0.7))
+    shares = numbasoft.softmax(rng.normal(size=x.shape).astype(np.float32))
+    numbasoft.cross_entropy_value_and_grad(x, shares, out=out)
+    assert_same_bits(out, numbasoft.cross_entropy_value_and_grad(x, shares)[1])
     in_place = x.copy()
     assert_same_bits(
         numbasoft.cross_entropy_value_and_grad(in_place, target, out=in_place)[1],
@@ -242,9 +251,11 @@ print(json.dumps(["".join(module.past_caches.inspect_asm().values()) for module 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="x86 names its stores so")
 def test_lines_are_stored_without_being_read(tmp_path):
     for text in run_fresh(STORES, tmp_path):
+        # what most elements go through: a row is written, of another the maximum is found and more is asked for
         assert any(
-            re.search(r"\sv?movntps\s", body) and re.search(r"\sv?maxps\s", body) for body in loops(text)
-        ), "no loop writes one row past the caches and finds the maximum of another"
+            all(re.search(rf"\s{name}\s", body) for name in ("v?movntps", "v?maxps", "prefetcht0"))
+            for body in loops(text)
+        )
         assert re.search(r"\s(mfence|lock)\b", text), "other threads need not see these stores"
 
 
@@ -264,13 +275,73 @@ def test_a_result_larger_than_the_caches(rng):
     if size > 1 << 28:
         pytest.skip("the caches hold more than 256 MiB")
     x = rng.standard_normal((size // 4096 + 3, 1024), np.float32)
-    target, out = rng.integers(0, 1024, len(x)), np.empty_like(x)
-    for name in KERNELS:
-        function = (
-            numbasoft.cross_entropy_value_and_grad if name == "cross_entropy" else getattr(numbasoft, name)
-        )
-        given = (x, target) if name == "cross_entropy" else (x,)
-        function(*given, out=out)
-        assert kernels_run(name)
-        expected = function(*given)
-        assert_same_bits(out, expected[1] if name == "cross_entropy" else expected)
+    target = rng.integers(0, 1024, len(x))
+    for function in numbasoft.softmax, numbasoft.log_softmax:
+        assert_written_past(lambda out, f=function: f(x, out=out), function(x), function.__name__, 4)
+    expected = numbasoft.cross_entropy_value_and_grad(x, target)[1]
+    assert_written_past(
+        lambda out: numbasoft.cross_entropy_value_and_grad(x, target, out=out), expected, "cross_entropy", 4
+    )
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_ignored_rows_are_zero_whatever_the_weights(no_caches, threads, rng):
+    # smoothing spreads weights over all classes, and this one is infinite in float32
+    weight = np.ones(300)
+    weight[5] = 1e45
+    x, target = rng.normal(0, 3, (9, 300)).astype(np.float32), rng.integers(0, 300, 9)
+    target[::2] = -100
+    options = {"weight": weight, "label_smoothing": 0.1}
+    expected = numbasoft.cross_entropy_value_and_grad(x, target, **options)[1]
+    assert not expected[::2].any()
+    assert_written_past(
+        lambda out: numbasoft.cross_entropy_value_and_grad(x, target, **options, out=out),
+        expected, "cross_entropy", 3,
+    )  # fmt: skip
+
+
+GUARDED = """
+import ctypes, json, mmap
+import numpy as np
+import numbasoft
+from numbasoft import launch
+
+launch.LEAST_PAST_CACHES, launch.last_caches, launch.FEWEST_OF_THREAD = 0, lambda threads: 0, 0
+PAGE, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
+kept = []
+
+
+def guarded(shape, dtype, at_end):
+    # begins behind a page that may not be touched, or ends before one
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    pages = -(-size // PAGE)
+    memory = mmap.mmap(-1, (pages + 2) * PAGE)
+    kept.append(memory)
+    array = np.frombuffer(memory, np.uint8)
+    for page in 0, pages + 1:
+        address = ctypes.c_void_p(array.ctypes.data + page * PAGE)
+        assert libc.mprotect(address, ctypes.c_size_t(PAGE), 0) == 0
+    start = (pages + 1) * PAGE - size if at_end else PAGE
+    return array[start : start + size].view(dtype).reshape(shape)
+
+
+rng, calls = np.random.default_rng(0), 0
+for dtype in "float32", "float64":
+    launch.LEAST_ROW = {4: 16, 8: 8}
+    for n in 520, 601, 1000, 4099, 16385:
+        for rows in 2, 9, 64:
+            for at_end in False, True:
+                x, y = guarded((rows, n), dtype, at_end), guarded((rows, n), dtype, at_end)
+                x[...] = rng.normal(size=x.shape)
+                target = rng.integers(0, n, rows)
+                numbasoft.softmax(x, out=y)
+                numbasoft.log_softmax(x, out=y)
+                numbasoft.cross_entropy_value_and_grad(x, target, out=y)
+                calls += 3
+print(json.dumps(calls))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects pages by Linux's C library")
+def test_nothing_is_touched_beside_logits_and_results(tmp_path):
+    assert run_fresh(GUARDED, tmp_path) == 2 * 5 * 3 * 2 * 3

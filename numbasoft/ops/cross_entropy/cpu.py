@@ -598,6 +598,8 @@ class Gradients(NamedTuple):
     own: float
 
     def value_at(self, j, count):
+        if self.place == IGNORED:
+            return filled(self.e, 0.0)
         v = loaded(self.e, self.at + j, count)
         p = select(v < self.limit, self.none, fma(v, self.first, v * self.second) * self.after)
         p = less(p, spread_at(self.spread, j, count), self.unit)
@@ -610,7 +612,7 @@ class Gradients(NamedTuple):
         return less(fma(v, self.first, v * self.second), spread_at(self.spread, j, None), self.unit)
 
     def uncommon_after(self, j, end):
-        if self.limit != 0.0:  # where it is 0, ``after`` is 1
+        if self.limit != 0.0 or self.place == IGNORED:  # where ``limit`` is 0, ``after`` is 1
             return j
         if self.place < j:
             return end
@@ -697,11 +699,11 @@ def rows_past_caches(
             if r >= count:
                 write_row(row, found)
                 continue
+            # where no more rows come, the last stands for them
             ranged = Ranged(x, row_at(x, min(i + count + r, stop - 1)), nothing_found(found))
             place[r] = target[i + r]
             if place[r] == IGNORED:
                 write_part(row, ranged, 0, n)
-                row_filled(work, e_at, n, 0.0)
                 total[r] = 1.0
             else:
                 own_logit[r] = np.float64(element(x, at + place[r]))
@@ -723,9 +725,7 @@ def rows_past_caches(
             first, second, after, limit, none, unit, dx_own,
         )  # fmt: skip
         for r in range(count):
-            loss[i + r] = value[r]
-            if place[r] == IGNORED:
-                loss[i + r], limit[r], none[r], unit[r] = 0.0, np.inf, 0.0, 0.0
+            loss[i + r] = 0.0 if place[r] == IGNORED else value[r]
             m[r] = next_m[r]
         i += count
     drained()

@@ -246,6 +246,7 @@ def rows_past_caches(
             k, shift = i - before + r, (c[r], magic[r], rest[r], lowest[r], fraction[r])
             differences = Differences(x, row_at(x, k), first[r], second[r])
             row = row_of(differences, y, k, r < before, start, stop, line)
+            # where no more rows come, the last stands for them
             ranged = Ranged(x, row_at(x, min(i + count + r, stop - 1)), nothing_found(found))
             total[r], lost[r] = row_exponentials(
                 x, row_at(x, i + r), None, 0, n,

@@ -210,6 +210,7 @@ def rows_past_caches(
             e_at, shift = row_at(work, block) + r * n, (c[r], magic[r], rest[r], lowest[r], fraction[r])
             quotients = Quotients(work, e_at, first[r], second[r])
             row = row_of(quotients, y, i - before + r, r < before, start, stop, line)
+            # where no more rows come, the last stands for them
             ranged = Ranged(x, row_at(x, min(i + count + r, stop - 1)), nothing_found(found))
             total[r], lost[r] = row_exponentials(
                 x, row_at(x, i + r), None, 0, n,
