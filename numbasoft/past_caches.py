@@ -7,7 +7,7 @@ exponentials of a row come the same elements of loop 4 of the tile before, whose
 of the tile after. Memory reads and writes all the time.
 
 A thread's rows lie side by side in the result. A line in which one ends and another begins is written once, when both
-are known; only at the ends of a thread's rows are parts of lines written, as stores do.
+are known; only at the ends of a thread's rows are parts of lines written, by ordinary stores.
 """
 
 from typing import Any, NamedTuple
