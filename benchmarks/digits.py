@@ -139,6 +139,8 @@ def main():
     for module, needed in ("sklearn", True), ("matplotlib", chosen.folder):
         if needed and importlib.util.find_spec(module) is None:
             parser.error(f"needs {module}, which is not installed: pip install '.[test,plot]'")
+    if chosen.folder and chosen.folder.exists() and not chosen.folder.is_dir():
+        parser.error(f"{chosen.folder} is not a folder")
     rows, logits, answers = study()
     print(table(rows))
     if chosen.folder:

@@ -37,7 +37,8 @@ def result_dtype(dtype, name):
         return dtype.newbyteorder("=")
     if dtype.kind in "biu":
         return np.dtype(np.float64)
-    raise TypeError(f"{name} has dtype {dtype}, but must have one of {SUPPORTED}")
+    loaded = "; bfloat16 from a .npy file needs .view(ml_dtypes.bfloat16)" if dtype.str == "|V2" else ""
+    raise TypeError(f"{name} has dtype {dtype}, but must have one of {SUPPORTED}{loaded}")
 
 
 def is_bfloat16(dtype):

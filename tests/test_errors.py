@@ -520,3 +520,8 @@ def test_no_result_shares_memory_with_an_argument(name):
         given = arguments(name, dtype)
         got = getattr(numbasoft, name)(*given)
         assert not any(np.shares_memory(got, a) for a in given)
+
+
+def test_bfloat16_as_numpy_loads_it():
+    with pytest.raises(TypeError, match=r"x has dtype \|V2, .*needs \.view\(ml_dtypes\.bfloat16\)"):
+        numbasoft.softmax(np.zeros((2, 3), "V2"))

@@ -102,7 +102,7 @@ def _bfloat16() -> np.dtype:
         import ml_dtypes
     except ImportError:
         raise ValueError(
-            "the input holds raw two-byte items, as bfloat16 is stored, and ml_dtypes is not installed"
+            "the input holds raw two-byte items, as bfloat16 is stored, and ml_dtypes is not installed: pip install ml_dtypes"
         ) from None
     return np.dtype(ml_dtypes.bfloat16)
 

@@ -165,7 +165,7 @@ def log_softmax_backward(
     log_y : array_like
         What ``log_softmax`` returned.
     axis : int, tuple of int or None, default -1
-        As given to ``log_softmax``; the bound of errors is kept from 1e-140 to 1e140.
+        As given to ``log_softmax``.
     temperature : float, default 1.0
         As given to ``log_softmax``; the bound of errors is kept from 1e-140 to 1e140.
     out : numpy.ndarray, optional

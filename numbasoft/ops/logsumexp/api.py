@@ -160,11 +160,11 @@ def logsumexp_backward(
     grad : array_like
         g, the gradient with respect to ``lse``, of its shape, with or without the reduced axes.
     x : array_like
-        What ``logsumexp`` was given.
+        What ``logsumexp`` was given, with -inf where a mask of its left elements out.
     lse : array_like
         What ``logsumexp`` returned, with or without the reduced axes.
     axis : int, tuple of int or None, default -1
-        As given to ``logsumexp``; the bound of errors is kept from 1e-140 to 1e140.
+        As given to ``logsumexp``.
     temperature : float, default 1.0
         As given to ``logsumexp``; the bound of errors is kept from 1e-140 to 1e140.
     out : numpy.ndarray, optional
@@ -177,7 +177,7 @@ def logsumexp_backward(
     -------
     numpy.ndarray
         dx, within 4 ULP; exactly 0 where ``x`` is -inf. Where x / T exceeds lse by more than
-        40, which no lse of this x does, it may be infinite.
+        40, which the lse of all of x never allows, it may be infinite.
 
     Raises
     ------

@@ -205,7 +205,7 @@ def softmax_backward(
     y : array_like
         What ``softmax`` returned.
     axis : int, tuple of int or None, default -1
-        As given to ``softmax``; the bound of errors is kept from 1e-140 to 1e140.
+        As given to ``softmax``.
     temperature : float, default 1.0
         As given to ``softmax``; the bound of errors is kept from 1e-140 to 1e140.
     out : numpy.ndarray, optional
