@@ -34,7 +34,7 @@ CALL = (
 
 
 def cuda_module():
-    """numba.cuda, where there is a device to run on."""
+    """numba.cuda, where there is a device to run on; else NotImplementedError, by which asv leaves a benchmark out."""
     try:
         from numbasoft import cuda
     except ImportError:

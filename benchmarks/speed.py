@@ -25,7 +25,10 @@ TRACKED = {
 
 
 def prepared(work, threads, library=None):
-    """A call of one workload that is compiled and has its memory."""
+    """A call of one workload that is compiled and has its memory.
+
+    NotImplementedError in a setup is how asv is told that a benchmark is not for a commit: older ones lack functions.
+    """
     if not hasattr(numbasoft, work.function):
         raise NotImplementedError(f"this commit has no {work.function}")
     numba.set_num_threads(threads)

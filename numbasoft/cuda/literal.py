@@ -131,7 +131,7 @@ def checked(x, axis):
     n = x.shape[axis] if x.shape else 1
     try:
         return x, x.reshape(math.prod(x.shape[:axis]), n, math.prod(x.shape[axis + 1 :]))
-    except NotImplementedError:
+    except NotImplementedError:  # numba-cuda's, where to reshape would be to copy
         raise ValueError(f"x has strides {x.strides}, but must be C-ordered") from None
 
 

@@ -327,9 +327,10 @@ def cross_entropy_value_and_grad(
 
     Notes
     -----
-    On the CPU one row per thread is taken as room to work, in float32 for 16-bit logits, and else where a
-    gradient goes to an ``out`` larger than the last cache; others take none. On a CUDA device there are some 16 bytes for every row, 24 for every class where they have weights, and
-    less than 2 % of the logits where rows are too long for registers.
+    On the CPU one row per thread is taken as room to work, in float32 for 16-bit logits, and else
+    where a gradient goes to an ``out`` larger than the last cache; others take none. On a CUDA device
+    there are some 16 bytes for every row, 24 for every class where they have weights, and less than
+    2 % of the logits where rows are too long for registers.
 
     Examples
     --------
