@@ -7,6 +7,11 @@ import numpy as np
 from numpy.exceptions import AxisError
 
 SUPPORTED = "float16, bfloat16, float32, float64, bool and integers"
+FLOATS = {
+    np.dtype(np.float16),
+    np.dtype(np.float32),
+    np.dtype(np.float64),
+}  # in the byte order of the machine
 
 # A temperature beyond these has no 1 / T * log2(e) in float64.
 SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-290, 1e290
@@ -15,6 +20,8 @@ TEMPERATURES = f"a positive finite number from {SMALLEST_TEMPERATURE} to {LARGES
 
 def array(value, name):
     """The argument as a plain array; lists and scalars are taken as NumPy takes them."""
+    if type(value) is np.ndarray:
+        return value
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{name} is a masked array, but must be a plain one: what its filled() gives, or its data, with where=~mask where a function takes that"
@@ -33,6 +40,8 @@ def array(value, name):
 
 def result_dtype(dtype, name):
     """The dtype of a result for an argument of this dtype: floats keep theirs, integers become float64."""
+    if dtype in FLOATS:
+        return dtype
     if (dtype.kind == "f" and dtype.itemsize <= 8) or is_bfloat16(dtype):
         return dtype.newbyteorder("=")
     if dtype.kind in "biu":
@@ -47,6 +56,8 @@ def is_bfloat16(dtype):
 
 def axes(axis, ndim):
     """The axes to reduce, in ascending order and not negative; None means all of them."""
+    if type(axis) is int and -ndim <= axis < ndim:
+        return (axis % ndim,)
     if axis is None:
         return tuple(range(ndim))
     given = axis if isinstance(axis, tuple) else (axis,)
@@ -70,6 +81,8 @@ def axes(axis, ndim):
 
 def temperature(value):
     """The temperature as a float."""
+    if type(value) is float and SMALLEST_TEMPERATURE <= value <= LARGEST_TEMPERATURE:
+        return value
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if isinstance(value, np.ndarray):
@@ -304,7 +317,11 @@ def class_indices(target, shape, name, classes, ignore_index, ignored):
     rows = np.ascontiguousarray(target).reshape(-1)
     if rows.size == 0:
         return np.empty(0, np.int64), False
-    if 0 <= rows.min() and rows.max() < classes and not (ignore_index is not None and ignore_index >= 0):
+    if (
+        0 <= np.minimum.reduce(rows)
+        and np.maximum.reduce(rows) < classes
+        and not (ignore_index is not None and ignore_index >= 0)
+    ):
         return rows.astype(np.int64, copy=False), False
     left_out = np.zeros(rows.shape, bool) if ignore_index is None else rows == ignore_index
     bad = np.flatnonzero(~(((rows >= 0) & (rows < classes)) | left_out))

@@ -61,12 +61,20 @@ def copy(to, source):
     """
     a, b = (as_matrix(source), as_matrix(to)) if source.dtype == to.dtype else (None, None)
     if a is None or b is None or a.shape != b.shape or 1 in a.shape:
-        with np.errstate(over="ignore", under="ignore"):  # a float64 result may end at infinity, or at 0
-            np.copyto(to, source, casting="unsafe")
+        assign(to, source)
         return
     if b.strides[0] == b.itemsize:
         a, b = a.T, b.T
     launch(copy_tiles, copy_tiles_parallel, a.dtype, (a,), (b,), -(-a.shape[0] // TILE), a.size)
+
+
+def assign(to, source):
+    """``copy`` by NumPy."""
+    if to.dtype == source.dtype:
+        np.copyto(to, source)
+        return
+    with np.errstate(over="ignore", under="ignore"):  # a float64 result may end at infinity, or at 0
+        np.copyto(to, source, casting="unsafe")
 
 
 def as_matrix(block):

@@ -20,6 +20,15 @@ def rng(request):
     return np.random.default_rng(zlib.crc32(request.node.nodeid.rpartition("::")[2].encode()))
 
 
+@pytest.fixture(scope="module", params=["at once", "in blocks"])
+def little(request):
+    """Whether little is copied to rows and back at once, or as much is."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if request.param == "in blocks":
+            monkeypatch.setattr("numbasoft.arrays.LITTLE", 0)
+        yield
+
+
 @pytest.hookimpl(trylast=True)  # after tests that were not asked for have been taken out
 def pytest_collection_modifyitems(config, items):
     """Tests that take minutes come first, some for each worker, which begins with as many tests as the others.

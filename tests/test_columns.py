@@ -19,6 +19,14 @@ DTYPES = ["float32", "float64", "float16", "bfloat16"]
 LENGTHS = [1, 2, 5, 8, 9, 15, 16, 17, 33, 255, 256, 257, 280, 531]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_little():
+    """Else it is copied to rows."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(arrays, "LITTLE", 0)
+        yield
+
+
 @pytest.fixture
 def never_staged(monkeypatch):
     """Fail where arrays would be copied block by block to rows."""

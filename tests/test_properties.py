@@ -15,6 +15,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+pytestmark = pytest.mark.usefixtures("little")
+
 EXAMPLES = settings(max_examples=120)
 
 dtypes = st.sampled_from([*DTYPES.values()])

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary
-from ...arrays import Array, Axis
+from ...arrays import CALL, LAST, Array, Axis
 from ...launch import (
+    PARALLEL,
+    SMALLEST,
     are_narrow,
+    compiled,
     computing_dtype,
     is_past_caches,
+    is_plainly_computed,
     is_wide,
     launch,
     launch_columns,
@@ -21,7 +27,22 @@ from ...launch import (
     shared_work,
     split_rows,
 )
+from ...vector.types import WIDEST
 from . import cpu
+
+
+def factors_of(temperature, wide):
+    """log2(e) / T and 1 / T, in two parts each."""
+    return *elementary.scale(temperature, wide), *elementary.inverse(temperature, wide)
+
+
+@lru_cache(maxsize=256)
+def few_rows(dtype, temperature):
+    """For few plain rows: the machine code and ``factors_of``; or None where they take the general path."""
+    if not is_plainly_computed(dtype, temperature):
+        return None
+    like, factors = np.empty((1, 1), dtype), factors_of(temperature, is_wide(dtype))
+    return compiled(cpu.forward, (dtype, True), (like, None, *factors), (like,)), *factors
 
 
 def log_softmax(
@@ -83,12 +104,28 @@ def log_softmax(
     >>> numbasoft.log_softmax(np.array([-1.0, 10.0, 5000.0]))
     array([-5001., -4990.,     0.])
     """
-    if stream is None and arrays.plain_size(x, axis, temperature, where) and arrays.takes_result(out, x):
-        y = np.empty_like(x) if out is None else out
-        wide = is_wide(x.dtype)
-        factors = (*elementary.scale(1.0, wide), *elementary.inverse(1.0, wide))
-        forward(x, None, y, factors, out is not None)
-        return y
+    if type(x) is ndarray and where is None and stream is None and type(temperature) is float:
+        rows = x if x.ndim == 2 and axis is LAST and x.flags.carray else arrays.plain_rows(x, axis)
+        if rows is not None and (out is None or arrays.takes_result(out, x)):
+            size = rows.size
+            if 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST):
+                few = few_rows(x.dtype, temperature)
+                if few is not None:
+                    run, high, low, inverse_high, inverse_low = few
+                    y = np.empty_like(x) if out is None else out
+                    result = y if rows is x else y.reshape(rows.shape)
+                    run(rows, None, high, low, inverse_high, inverse_low, result)
+                    return y
+            elif SMALLEST <= size <= CALL and is_plainly_computed(x.dtype, temperature):
+                y = np.empty_like(x) if out is None else out
+                factors = factors_of(temperature, is_wide(x.dtype))
+                forward(rows, None, y.reshape(rows.shape), factors, out is not None)
+                return y
+    return any_log_softmax(x, axis, temperature, where, out, stream)
+
+
+def any_log_softmax(x, axis, temperature, where, out, stream):
+    """``log_softmax`` of whatever there is: checked, on the CPU or a device, of any dtype and layout."""
     if arrays.on_device(stream, x=x, where=where, out=out):
         calls = arrays.device_calls()
         from .cuda import FORWARD
@@ -107,7 +144,7 @@ def log_softmax(
     if x.size == 0:
         return y
     compute = computing_dtype(dtype, t)
-    factors = (*elementary.scale(t, is_wide(compute)), *elementary.inverse(t, is_wide(compute)))
+    factors = factors_of(t, is_wide(compute))
     arrays.over_rows(
         lambda full, _: forward(*full, factors, out is not None), [x, mask, y], [], axes, compute,
         None if mask is not None or t != 1.0 else lambda full, _: forward_columns(*full, factors),
@@ -143,6 +180,20 @@ def split_forward(x, mask, y, factors):
     work = maxima, sums, np.empty_like(sums), turns
     key, inputs = (x.dtype, mask is None), (x, mask, *factors)
     launch(cpu.shared, cpu.shared_parallel, key, inputs, (*work, y), maxima.size, x.size)
+
+
+def backward_factors_of(temperature, wide):
+    """log2(e) and 1 / T in two parts each, the latter in float64."""
+    return *elementary.scale(1.0, wide), *elementary.inverse(temperature, True)
+
+
+@lru_cache(maxsize=256)
+def few_gradients(dtype, temperature):
+    """As ``few_rows``, for the gradient: the machine code and ``backward_factors_of``."""
+    if not is_plainly_computed(dtype, temperature):
+        return None
+    like, factors = np.empty((1, 1), dtype), backward_factors_of(temperature, is_wide(dtype))
+    return compiled(cpu.backward, dtype, (like, like, *factors), (like,)), *factors
 
 
 def log_softmax_backward(
@@ -195,10 +246,27 @@ def log_softmax_backward(
     >>> numbasoft.log_softmax_backward(np.array([0.0, 0.0, -1.0]), log_y)
     array([ 0.09003057,  0.24472847, -0.33475904])
     """
-    if stream is None and arrays.are_plain(grad, log_y, axis, temperature, out):
-        dx = np.empty_like(log_y) if out is None else out
-        backward(grad, log_y, dx, *elementary.scale(1.0, is_wide(log_y.dtype)), 1.0, 0.0)
-        return dx
+    if stream is None and type(temperature) is float:
+        g, rows = arrays.plain_pair(grad, log_y, axis, out)
+        size = 0 if rows is None else rows.size
+        if 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST):
+            few = few_gradients(log_y.dtype, temperature)
+            if few is not None:
+                run, high, low, inverse, inverse_low = few
+                dx = np.empty_like(log_y) if out is None else out
+                result = dx if rows is log_y else dx.reshape(rows.shape)
+                run(g, rows, high, low, inverse, inverse_low, result)
+                return dx
+        elif SMALLEST <= size <= CALL and is_plainly_computed(log_y.dtype, temperature):
+            dx = np.empty_like(log_y) if out is None else out
+            factors = backward_factors_of(temperature, is_wide(log_y.dtype))
+            backward(g, rows, dx.reshape(rows.shape), *factors)
+            return dx
+    return any_log_softmax_backward(grad, log_y, axis, temperature, out, stream)
+
+
+def any_log_softmax_backward(grad, log_y, axis, temperature, out, stream):
+    """``log_softmax_backward`` of whatever there is."""
     if arrays.on_device(stream, grad=grad, log_y=log_y, out=out):
         calls = arrays.device_calls()
         from .cuda import BACKWARD
@@ -220,7 +288,7 @@ def log_softmax_backward(
     if log_y.dtype != dtype:  # bool and integers
         grad, log_y = grad.astype(dtype), log_y.astype(dtype)
     compute = computing_dtype(dtype, t)
-    factors = *elementary.scale(1.0, is_wide(compute)), *elementary.inverse(t, True)
+    factors = backward_factors_of(t, is_wide(compute))
     arrays.over_rows(
         lambda full, _: backward(*full, *factors), [grad, log_y, dx], [], axes, compute,
         None if t != 1.0 else lambda full, _: backward_columns(*full, factors),

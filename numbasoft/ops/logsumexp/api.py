@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary
-from ...arrays import Array, Axis
+from ...arrays import CALL, Array, Axis
 from ...launch import (
+    PARALLEL,
+    SMALLEST,
     are_narrow,
+    compiled,
     computing_dtype,
+    is_plainly_computed,
     is_wide,
     launch,
     launch_columns,
@@ -20,7 +25,22 @@ from ...launch import (
     shared_work,
     split_rows,
 )
+from ...vector.types import WIDEST
 from . import cpu
+
+
+def factors_of(temperature, wide):
+    """log2(e) / T and 1 / T, in two parts each."""
+    return *elementary.scale(temperature, wide), *elementary.inverse(temperature, wide)
+
+
+@lru_cache(maxsize=256)
+def few_rows(dtype, temperature):
+    """For few plain rows: the machine code and ``factors_of``; or None where they take the general path."""
+    if not is_plainly_computed(dtype, temperature):
+        return None
+    like, factors = np.empty((1, 1), dtype), factors_of(temperature, is_wide(dtype))
+    return compiled(cpu.forward, (dtype, True), (like, None, *factors), (like[0],)), *factors
 
 
 def logsumexp(
@@ -81,6 +101,25 @@ def logsumexp(
     >>> numbasoft.logsumexp(np.array([[1.0, 2.0, 3.0], [1000.0, 1000.0, 1000.0]]))
     array([   3.40760596, 1001.09861229])
     """
+    if where is None and out is None and keepdims is False and stream is None and type(temperature) is float:
+        rows = arrays.plain_rows(x, axis)
+        size = 0 if rows is None else rows.size
+        if 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST):
+            few = few_rows(x.dtype, temperature)
+            if few is not None:
+                run, high, low, inverse_high, inverse_low = few
+                lse = np.empty(rows.shape[0], x.dtype)
+                run(rows, None, high, low, inverse_high, inverse_low, lse)
+                return lse if rows is x else lse.reshape(() if axis is None else x.shape[:-1])
+        elif SMALLEST <= size <= CALL and is_plainly_computed(x.dtype, temperature):
+            lse = np.empty(rows.shape[0], x.dtype)
+            forward(rows, None, None, lse, factors_of(temperature, is_wide(x.dtype)))
+            return lse.reshape(() if axis is None else x.shape[:-1])
+    return any_logsumexp(x, axis, temperature, where, keepdims, out, stream)
+
+
+def any_logsumexp(x, axis, temperature, where, keepdims, out, stream):
+    """``logsumexp`` of whatever there is: checked, on the CPU or a device, of any dtype and layout."""
     if arrays.on_device(stream, x=x, where=where, out=out):
         calls = arrays.device_calls()
         from .cuda import FORWARD
@@ -102,7 +141,7 @@ def logsumexp(
     compute = computing_dtype(dtype, t)
     lse = np.full(math.prod(outer), -np.inf, np.float64 if is_wide(compute) else np.float32)
     if x.size:
-        factors = (*elementary.scale(t, is_wide(compute)), *elementary.inverse(t, is_wide(compute)))
+        factors = factors_of(t, is_wide(compute))
         arrays.over_rows(
             lambda full, reduced: forward(*full, *reduced, factors), [x, mask, None], [lse], axes, compute,
             None if mask is not None else lambda full, reduced: forward_columns(full[0], *reduced, factors),

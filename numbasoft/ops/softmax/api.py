@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 from numpy.typing import ArrayLike
 
 from ... import arrays, checks, elementary, jit
-from ...arrays import Array, Axis
+from ...arrays import CALL, LAST, Array, Axis
 from ...launch import (
     LONGEST_WORK,
     PARALLEL,
+    SMALLEST,
     are_narrow,
     compiled,
     computing_dtype,
     is_past_caches,
+    is_plainly_computed,
     is_wide,
     launch,
     launch_columns,
@@ -28,22 +32,14 @@ from ...launch import (
 from ...vector.types import WIDEST
 from . import cpu
 
-# Up to here a copy of x costs less than NumPy's dispatch of empty_like.
-TINY = 256
 
-# Fewer elements than this, and rows longer than any vector, are not worth a look at which kernel is best.
-SMALLEST = 128
-
-# By dtype: the kernel's machine code and log2(e) in two parts, for calls too small to look them up.
-SMALL: dict[np.dtype, Any] = {}
-
-
-def small_call(dtype):
-    like = np.empty((1, 1), dtype)
-    high, low = elementary.scale(1.0, is_wide(dtype))
-    run = compiled(cpu.small, dtype, (like, high, low), (like,))
-    SMALL[dtype] = run, high, low
-    return SMALL[dtype]
+@lru_cache(maxsize=256)
+def few_rows(dtype, temperature):
+    """For few plain rows: the machine code, and log2(e) / T in two parts; or None where they take the general path."""
+    if not is_plainly_computed(dtype, temperature):
+        return None
+    like, factors = np.empty((1, 1), dtype), elementary.scale(temperature, is_wide(dtype))
+    return compiled(cpu.forward, (dtype, True), (like, None, None, *factors), (like,)), *factors
 
 
 def softmax(
@@ -110,22 +106,27 @@ def softmax(
     >>> numbasoft.softmax(np.array([1.0, 2.0, 3.0]))
     array([0.09003057, 0.24472847, 0.66524096])
     """
-    size = arrays.plain_size(x, axis, temperature, where) if stream is None else 0
-    if size:
-        if size < SMALLEST or (size < PARALLEL and x.shape[1] > WIDEST):
-            if out is None or (
-                type(out) is np.ndarray and out.dtype is x.dtype and out.ndim == 2 and out.flags.carray
-            ):
-                y = out
-                if out is None:
-                    y = x.copy() if size <= TINY else np.empty_like(x)
-                run, high, low = SMALL.get(x.dtype) or small_call(x.dtype)
-                if run(x, high, low, y):
+    if type(x) is ndarray and where is None and stream is None and type(temperature) is float:
+        rows = x if x.ndim == 2 and axis is LAST and x.flags.carray else arrays.plain_rows(x, axis)
+        if rows is not None and (out is None or arrays.takes_result(out, x)):
+            size = rows.size
+            if 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST):
+                few = few_rows(x.dtype, temperature)
+                if few is not None:
+                    run, high, low = few
+                    y = np.empty_like(x) if out is None else out
+                    run(rows, None, None, high, low, y if rows is x else y.reshape(rows.shape))
                     return y
-        elif arrays.takes_result(out, x):
-            y = np.empty_like(x) if out is None else out
-            forward(x, None, y, *elementary.scale(1.0, is_wide(x.dtype)), out is not None)
-            return y
+            elif SMALLEST <= size <= CALL and is_plainly_computed(x.dtype, temperature):
+                y = np.empty_like(x) if out is None else out
+                factors = elementary.scale(temperature, is_wide(x.dtype))
+                forward(rows, None, y.reshape(rows.shape), *factors, out is not None)
+                return y
+    return any_softmax(x, axis, temperature, where, out, stream)
+
+
+def any_softmax(x, axis, temperature, where, out, stream):
+    """``softmax`` of whatever there is: checked, on the CPU or a device, of any dtype and layout."""
     if arrays.on_device(stream, x=x, where=where, out=out):
         calls = arrays.device_calls()
         from .cuda import FORWARD
@@ -185,6 +186,15 @@ def split_forward(x, mask, y, high, low):
     launch(cpu.shared, cpu.shared_parallel, key, inputs, (e, maxima, sums, turns, y), maxima.size, x.size)
 
 
+@lru_cache(maxsize=256)
+def few_gradients(dtype, temperature):
+    """As ``few_rows``, for the gradient: the machine code and 1 / T."""
+    if not is_plainly_computed(dtype, temperature):
+        return None
+    like, inverse = np.empty((1, 1), dtype), 1 / temperature
+    return compiled(cpu.backward, dtype, (like, like, inverse), (like,)), inverse
+
+
 def softmax_backward(
     grad: ArrayLike,
     y: ArrayLike,
@@ -237,10 +247,25 @@ def softmax_backward(
     >>> numbasoft.softmax_backward(np.array([1.0, 0.0, 0.0]), y)
     array([ 0.08192507, -0.02203304, -0.05989202])
     """
-    if stream is None and arrays.are_plain(grad, y, axis, temperature, out):
-        dx = np.empty_like(y) if out is None else out
-        backward(grad, y, dx, 1.0)
-        return dx
+    if stream is None and type(temperature) is float:
+        g, rows = arrays.plain_pair(grad, y, axis, out)
+        size = 0 if rows is None else rows.size
+        if 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST):
+            few = few_gradients(y.dtype, temperature)
+            if few is not None:
+                run, inverse = few
+                dx = np.empty_like(y) if out is None else out
+                run(g, rows, inverse, dx if rows is y else dx.reshape(rows.shape))
+                return dx
+        elif SMALLEST <= size <= CALL and is_plainly_computed(y.dtype, temperature):
+            dx = np.empty_like(y) if out is None else out
+            backward(g, rows, dx.reshape(rows.shape), 1 / temperature)
+            return dx
+    return any_softmax_backward(grad, y, axis, temperature, out, stream)
+
+
+def any_softmax_backward(grad, y, axis, temperature, out, stream):
+    """``softmax_backward`` of whatever there is."""
     if arrays.on_device(stream, grad=grad, y=y, out=out):
         calls = arrays.device_calls()
         from .cuda import BACKWARD

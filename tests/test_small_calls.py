@@ -1,0 +1,252 @@
+"""Small calls, of which Python takes most of the time: their short ways give what the long ones do."""
+
+import importlib
+
+import numpy as np
+import pytest
+from samples import assert_same_bits
+
+import numbasoft
+from numbasoft import arrays, transpose
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
+API = {
+    name: importlib.import_module(f"numbasoft.ops.{name}.api")
+    for name in ("softmax", "log_softmax", "logsumexp")
+}
+SHAPES = [
+    ((10,), -1), ((10,), 0), ((10,), None), ((1, 10), -1), ((3, 20), 1), ((3, 20), None), ((9, 3), -1),
+    ((40, 3), -1), ((200, 3), -1), ((2, 3, 5), -1), ((2, 3, 5), 2), ((2, 1, 300), -1), ((7, 1000), -1), ((40, 1000), -1),
+    ((2, 20000), -1), ((4, 5, 2000), -1), ((1,), -1), ((1, 1), -1), ((300, 1), -1),
+]  # fmt: skip
+by_shape = pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=lambda v: str(v).replace(" ", ""))
+by_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
+by_temperature = pytest.mark.parametrize("t", [1.0, 0.7, 1e-20])
+
+
+@pytest.fixture
+def only_short(monkeypatch):
+    """The general path fails."""
+
+    def general(*arguments):
+        raise AssertionError("the general path")
+
+    for name, api in API.items():
+        for function in f"any_{name}", f"any_{name}_backward":
+            if hasattr(api, function):
+                monkeypatch.setattr(api, function, general)
+
+
+def general(name, *given):
+    return getattr(API[name.removesuffix("_backward")], f"any_{name}")(*given)
+
+
+@by_temperature
+@by_dtype
+@by_shape
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_rows_one_behind_the_other(name, shape, axis, dtype, t, rng, only_short, request):
+    x = rng.normal(0, 3, shape).astype(dtype)
+    function = getattr(numbasoft, name)
+    got = function(x, axis, temperature=t)
+    given = np.full_like(x, 7)
+    assert function(x, axis, temperature=t, out=given) is given
+    in_place = x.copy()
+    assert function(in_place, axis, temperature=t, out=in_place) is in_place
+    request.getfixturevalue("monkeypatch").undo()
+    want = general(name, x, axis, t, None, None, None)
+    for result in got, given, in_place:
+        assert_same_bits(result, want)
+
+
+@by_temperature
+@by_dtype
+@by_shape
+def test_logsumexp_of_rows_one_behind_the_other(shape, axis, dtype, t, rng, only_short, request):
+    x = rng.normal(0, 3, shape).astype(dtype)
+    got = numbasoft.logsumexp(x, axis, temperature=t)
+    request.getfixturevalue("monkeypatch").undo()
+    want = general("logsumexp", x, axis, t, None, False, None, None)
+    assert isinstance(got, np.ndarray)
+    assert_same_bits(got, want)
+
+
+@by_temperature
+@by_dtype
+@by_shape
+@pytest.mark.parametrize("name", ["softmax_backward", "log_softmax_backward"])
+def test_gradients_of_rows_one_behind_the_other(name, shape, axis, dtype, t, rng, only_short, request):
+    x, g = rng.normal(0, 3, (2, *shape)).astype(dtype)
+    y = getattr(numbasoft, name.removesuffix("_backward"))(x, axis, temperature=t)
+    function = getattr(numbasoft, name)
+    got = function(g, y, axis, temperature=t)
+    given, for_g, for_y = np.full_like(y, 7), g.copy(), y.copy()
+    assert function(g, y, axis, temperature=t, out=given) is given
+    function(for_g, y, axis, temperature=t, out=for_g)
+    function(g, for_y, axis, temperature=t, out=for_y)
+    request.getfixturevalue("monkeypatch").undo()
+    want = general(name, g, y, axis, t, None, None)
+    for result in got, given, for_g, for_y:
+        assert_same_bits(result, want)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_what_is_not_plain_goes_the_general_way(name, rng):
+    function = getattr(numbasoft, name)
+    x = rng.normal(size=(3, 20)).astype(np.float32)
+    want = function(x)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    unaligned = np.frombuffer(b"." + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
+    for other in (
+        frozen, unaligned, x.astype(">f4"), np.asfortranarray(x), np.repeat(x, 2, 1)[:, ::2], x[::-1][::-1],
+        x.tolist() and np.repeat(x, 2, 0)[::2],
+    ):  # fmt: skip
+        assert_same_bits(function(other), want)
+    for axis in -1, 1, np.int64(1), np.int64(-1), (1,):
+        assert_same_bits(function(x, axis), want)
+    for t in 1, np.float64(1), np.float32(1), np.array(1.0):
+        assert_same_bits(function(x, temperature=t), want)
+    cold = function(x, temperature=1e-35)  # in float64, where 1 / T is in range
+    assert cold.dtype == x.dtype and not np.isnan(cold).any()
+    for axis, error in ((True, TypeError), (2, IndexError), (-3, IndexError), (1.0, TypeError)):
+        with pytest.raises(error, match="axis"):
+            function(x, axis)
+    for t in 0.0, -1.0, np.nan, np.inf, 1e-300, 5e-324, -0.0:
+        with pytest.raises(ValueError, match="temperature"):
+            function(x, temperature=t)
+        with pytest.raises(ValueError, match="temperature"):
+            function(x.astype(float), temperature=t)
+    for t in True, "1", None, [1.0], 1j:
+        with pytest.raises(TypeError, match="temperature"):
+            function(x, temperature=t)
+    with pytest.raises(TypeError, match="masked array"):
+        function(np.ma.masked_array(x))
+    for shape in (0,), (3, 0), (0, 0), (2, 0, 3), (2, 3, 0):
+        empty = function(np.empty(shape, np.float32))
+        assert empty.shape == (shape[:-1] if name == "logsumexp" else shape)
+        if name == "logsumexp":
+            assert (empty == -np.inf).all()
+
+
+@by_dtype
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_outputs_of_small_calls(name, dtype, rng):
+    function = getattr(numbasoft, name)
+    whole = rng.normal(size=(7, 20)).astype(dtype)
+    x = whole[1:4]
+    parts = [whole[k : k + 3] for k in (0, 2, 3)] + [whole.reshape(-1)[21:81].reshape(3, 20)]
+    for out in parts:
+        before = whole.copy()
+        with pytest.raises(ValueError, match="out overlaps x"):
+            function(x, out=out)
+        np.testing.assert_array_equal(whole, before)
+    for shape in (3, 19), (2, 20), (20, 3), (4, 20), (60,), (1, 3, 20):
+        with pytest.raises(ValueError, match="out has shape"):
+            function(x, out=np.empty(shape, dtype))
+    with pytest.raises(ValueError, match="out has shape"):
+        function(x.reshape(-1).copy(), out=np.empty((1, 60), dtype))
+    other = "float64" if dtype == "float32" else "float32"
+    with pytest.raises(TypeError, match="out has dtype"):
+        function(x, out=np.empty((3, 20), other))
+    with pytest.raises(ValueError, match="read-only"):
+        frozen = np.empty((3, 20), dtype)
+        frozen.flags.writeable = False
+        function(x, out=frozen)
+    expected = function(x.copy())
+    spread, turned = np.zeros((3, 40), dtype), np.zeros((20, 3), dtype)
+    for out in spread[:, ::2], turned.T, whole[4:7]:
+        assert function(x, out=out) is out
+        np.testing.assert_array_equal(out, expected)
+    assert not spread[:, 1::2].any()
+
+
+def test_gradients_of_two_kinds_are_refused(rng):
+    g = rng.normal(size=(3, 5))
+    y = numbasoft.softmax(g)
+    for function in numbasoft.softmax_backward, numbasoft.log_softmax_backward:
+        with pytest.raises(TypeError, match="grad has dtype"):
+            function(g.astype(np.float32), y)
+        for shape in (3, 4), (5, 3), (15,), (1, 3, 5):
+            with pytest.raises(ValueError, match="grad has shape"):
+                function(np.zeros(shape), y)
+        for t in 0.0, np.nan:
+            with pytest.raises(ValueError, match="temperature"):
+                function(g, y, temperature=t)
+        want = function(g, y)
+        assert_same_bits(function(np.asfortranarray(g), y), want)
+        assert_same_bits(function(g, np.asfortranarray(y)), want)
+        both = np.zeros((2, 4, 5))
+        both[0, :3] = g
+        for out in both[0, 1:], both[0, :3][::-1]:
+            before = both.copy()
+            with pytest.raises(ValueError, match="out overlaps grad"):
+                function(both[0, :3], y, out=out)
+            np.testing.assert_array_equal(both, before)
+
+
+LAYOUTS = [
+    ((10, 4), 0),
+    ((4, 64), 0),
+    ((3, 5, 7), 1),
+    ((3, 5, 7), (0, 2)),
+    ((2, 3, 4, 5), (1, 3)),
+    ((600, 2), 0),
+]
+
+
+@pytest.mark.parametrize("way", ["new", "in place", "other byte order", "transposed"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", ">f4", "int32", "bool"])
+@pytest.mark.parametrize(("shape", "axis"), LAYOUTS, ids=lambda v: str(v).replace(" ", ""))
+def test_little_is_copied_at_once(shape, axis, dtype, way, rng, monkeypatch):
+    x = rng.normal(0, 3, shape).astype(getattr(ml_dtypes, dtype, dtype))
+    where = rng.random(shape) < 0.8
+    is_kept = x.dtype.newbyteorder("=") == x.dtype and x.dtype.kind not in "ib"
+
+    def results():
+        found = []
+        for mask in None, where:
+            for t in 1.0, 0.3, 1e-35:
+                for name in "softmax", "log_softmax":
+                    kind = getattr(numbasoft, name)(x, axis).dtype
+                    given = x.copy() if way == "in place" and is_kept else x
+                    out = {
+                        "new": None,
+                        "in place": given if is_kept else None,
+                        "other byte order": None,
+                        "transposed": np.zeros(shape[::-1], kind).T,
+                    }[way]
+                    source = given.astype(given.dtype.newbyteorder()) if way == "other byte order" else given
+                    y = getattr(numbasoft, name)(source, axis, temperature=t, where=mask, out=out)
+                    found.append(y.copy())
+                found.append(numbasoft.logsumexp(x, axis, temperature=t, where=mask))
+        return found
+
+    monkeypatch.setattr(arrays, "LITTLE", 0)
+    want = results()
+    monkeypatch.undo()
+
+    def in_blocks(*arguments):
+        raise AssertionError("block by block")
+
+    monkeypatch.setattr(arrays, "stage", in_blocks)
+    monkeypatch.setattr(arrays, "over_columns", in_blocks)
+    for a, b in zip(results(), want, strict=True):
+        assert_same_bits(a, b)
+
+
+def test_more_than_little_is_not_copied_at_once(monkeypatch):
+    def at_once(*arguments):
+        raise AssertionError("at once")
+
+    monkeypatch.setattr(arrays, "at_once", at_once)
+    for shape in (arrays.LITTLE // 2 + 1, 2), (20, arrays.LITTLE // 20 + 1):
+        numbasoft.softmax(np.zeros(shape, np.float32), 0)
+    with pytest.raises(AssertionError, match="at once"):
+        numbasoft.softmax(np.zeros((arrays.LITTLE // 2, 2), np.float32), 0)
+
+
+def test_copies_by_numpy_round_where_dtypes_differ():
+    to = np.zeros(2, np.float16)
+    transpose.assign(to, np.array([1e10, 1.5]))
+    assert to.tolist() == [np.inf, 1.5]
