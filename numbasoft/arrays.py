@@ -17,7 +17,8 @@ from numpy import ndarray
 from numpy.typing import NDArray
 
 from . import transpose
-from .launch import fill_vectors
+from .checks import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE
+from .launch import computing_dtype, fill_vectors
 
 Array: TypeAlias = NDArray[Any]
 Axis: TypeAlias = int | tuple[int, ...] | None
@@ -48,6 +49,12 @@ def plain_rows(x, axis):
             return x
         return x.reshape(-1, x.shape[-1]) if ndim and x.size else None
     return x.reshape(1, -1) if axis is None else None
+
+
+def is_plainly_computed(dtype, temperature):
+    """Whether the kernels take arrays of this dtype as they are, at this temperature, which may be any float."""
+    is_allowed = SMALLEST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE
+    return is_allowed and dtype in (FLOAT32, FLOAT64) and computing_dtype(dtype, temperature) == dtype
 
 
 def takes_result(out, x):

@@ -7,7 +7,6 @@ from numba import types
 
 from . import columns, jit, split
 from .caches import last_caches
-from .checks import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE
 from .passes import SEGMENT, WRITE_AHEAD
 from .tiles import LARGEST_TILE
 from .vector.types import LANES
@@ -189,12 +188,6 @@ def computing_dtype(dtype, temperature):
     if dtype.itemsize < 8 and not 1e-30 <= temperature <= 1e30:
         return np.dtype(np.float64)
     return dtype
-
-
-def is_plainly_computed(dtype, temperature):
-    """Whether the kernels take arrays of this dtype as they are, at this temperature, which may be any float."""
-    is_allowed = SMALLEST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE
-    return is_allowed and dtype in (FLOAT32, FLOAT64) and computing_dtype(dtype, temperature) == dtype
 
 
 def is_wide(dtype):

@@ -18,7 +18,6 @@ from ...launch import (
     compiled,
     computing_dtype,
     is_past_caches,
-    is_plainly_computed,
     is_wide,
     launch,
     launch_columns,
@@ -39,7 +38,7 @@ def factors_of(temperature, wide):
 @lru_cache(maxsize=256)
 def few_rows(dtype, temperature):
     """For few plain rows: the machine code and ``factors_of``; or None where they take the general path."""
-    if not is_plainly_computed(dtype, temperature):
+    if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, factors = np.empty((1, 1), dtype), factors_of(temperature, is_wide(dtype))
     return compiled(cpu.forward, (dtype, True), (like, None, *factors), (like,)), *factors
@@ -116,7 +115,7 @@ def log_softmax(
                     result = y if rows is x else y.reshape(rows.shape)
                     run(rows, None, high, low, inverse_high, inverse_low, result)
                     return y
-            elif SMALLEST <= size <= CALL and is_plainly_computed(x.dtype, temperature):
+            elif SMALLEST <= size <= CALL and arrays.is_plainly_computed(x.dtype, temperature):
                 y = np.empty_like(x) if out is None else out
                 factors = factors_of(temperature, is_wide(x.dtype))
                 forward(rows, None, y.reshape(rows.shape), factors, out is not None)
@@ -190,7 +189,7 @@ def backward_factors_of(temperature, wide):
 @lru_cache(maxsize=256)
 def few_gradients(dtype, temperature):
     """As ``few_rows``, for the gradient: the machine code and ``backward_factors_of``."""
-    if not is_plainly_computed(dtype, temperature):
+    if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, factors = np.empty((1, 1), dtype), backward_factors_of(temperature, is_wide(dtype))
     return compiled(cpu.backward, dtype, (like, like, *factors), (like,)), *factors
@@ -257,7 +256,7 @@ def log_softmax_backward(
                 result = dx if rows is log_y else dx.reshape(rows.shape)
                 run(g, rows, high, low, inverse, inverse_low, result)
                 return dx
-        elif SMALLEST <= size <= CALL and is_plainly_computed(log_y.dtype, temperature):
+        elif SMALLEST <= size <= CALL and arrays.is_plainly_computed(log_y.dtype, temperature):
             dx = np.empty_like(log_y) if out is None else out
             factors = backward_factors_of(temperature, is_wide(log_y.dtype))
             backward(g, rows, dx.reshape(rows.shape), *factors)

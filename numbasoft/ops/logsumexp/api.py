@@ -17,7 +17,6 @@ from ...launch import (
     are_narrow,
     compiled,
     computing_dtype,
-    is_plainly_computed,
     is_wide,
     launch,
     launch_columns,
@@ -37,7 +36,7 @@ def factors_of(temperature, wide):
 @lru_cache(maxsize=256)
 def few_rows(dtype, temperature):
     """For few plain rows: the machine code and ``factors_of``; or None where they take the general path."""
-    if not is_plainly_computed(dtype, temperature):
+    if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, factors = np.empty((1, 1), dtype), factors_of(temperature, is_wide(dtype))
     return compiled(cpu.forward, (dtype, True), (like, None, *factors), (like[0],)), *factors
@@ -111,7 +110,7 @@ def logsumexp(
                 lse = np.empty(rows.shape[0], x.dtype)
                 run(rows, None, high, low, inverse_high, inverse_low, lse)
                 return lse if rows is x else lse.reshape(() if axis is None else x.shape[:-1])
-        elif SMALLEST <= size <= CALL and is_plainly_computed(x.dtype, temperature):
+        elif SMALLEST <= size <= CALL and arrays.is_plainly_computed(x.dtype, temperature):
             lse = np.empty(rows.shape[0], x.dtype)
             forward(rows, None, None, lse, factors_of(temperature, is_wide(x.dtype)))
             return lse.reshape(() if axis is None else x.shape[:-1])

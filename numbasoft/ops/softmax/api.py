@@ -19,7 +19,6 @@ from ...launch import (
     compiled,
     computing_dtype,
     is_past_caches,
-    is_plainly_computed,
     is_wide,
     launch,
     launch_columns,
@@ -36,7 +35,7 @@ from . import cpu
 @lru_cache(maxsize=256)
 def few_rows(dtype, temperature):
     """For few plain rows: the machine code, and log2(e) / T in two parts; or None where they take the general path."""
-    if not is_plainly_computed(dtype, temperature):
+    if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, factors = np.empty((1, 1), dtype), elementary.scale(temperature, is_wide(dtype))
     return compiled(cpu.forward, (dtype, True), (like, None, None, *factors), (like,)), *factors
@@ -117,7 +116,7 @@ def softmax(
                     y = np.empty_like(x) if out is None else out
                     run(rows, None, None, high, low, y if rows is x else y.reshape(rows.shape))
                     return y
-            elif SMALLEST <= size <= CALL and is_plainly_computed(x.dtype, temperature):
+            elif SMALLEST <= size <= CALL and arrays.is_plainly_computed(x.dtype, temperature):
                 y = np.empty_like(x) if out is None else out
                 factors = elementary.scale(temperature, is_wide(x.dtype))
                 forward(rows, None, y.reshape(rows.shape), *factors, out is not None)
@@ -189,7 +188,7 @@ def split_forward(x, mask, y, high, low):
 @lru_cache(maxsize=256)
 def few_gradients(dtype, temperature):
     """As ``few_rows``, for the gradient: the machine code and 1 / T."""
-    if not is_plainly_computed(dtype, temperature):
+    if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, inverse = np.empty((1, 1), dtype), 1 / temperature
     return compiled(cpu.backward, dtype, (like, like, inverse), (like,)), inverse
@@ -257,7 +256,7 @@ def softmax_backward(
                 dx = np.empty_like(y) if out is None else out
                 run(g, rows, inverse, dx if rows is y else dx.reshape(rows.shape))
                 return dx
-        elif SMALLEST <= size <= CALL and is_plainly_computed(y.dtype, temperature):
+        elif SMALLEST <= size <= CALL and arrays.is_plainly_computed(y.dtype, temperature):
             dx = np.empty_like(y) if out is None else out
             backward(g, rows, dx.reshape(rows.shape), 1 / temperature)
             return dx
