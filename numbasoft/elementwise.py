@@ -1,7 +1,5 @@
 """How arrays of any shape reach kernels that treat every element alike."""
 
-import math
-
 import numpy as np
 
 from .arrays import kernel_view
@@ -16,17 +14,16 @@ def over_elements(run, inputs, output, dtype):
     of another dtype than ``dtype``, is copied as a whole.
     """
     flat = [np.ascontiguousarray(a, dtype).reshape(-1) for a in inputs]
-    direct = output is not None and output.flags.c_contiguous and output.dtype == dtype
-    if output is None:
-        result = None
-    else:
-        result = output.reshape(-1) if direct and output.flags.aligned else np.empty(output.size, dtype)
-    size = flat[0].size
-    rows = size // ROW
-    for part, shape in ((slice(0, rows * ROW), (rows, ROW)), (slice(rows * ROW, size), (1, size % ROW))):
-        if math.prod(shape):
+    is_direct = output is not None and output.dtype == dtype and output.flags.carray
+    result = None
+    if output is not None:
+        result = output.reshape(-1) if is_direct else np.empty(output.size, dtype)
+    rows, rest = divmod(flat[0].size, ROW)
+    for first, shape in ((0, (rows, ROW)), (rows * ROW, (1, rest))):
+        if shape[0] and shape[1]:
+            part = slice(first, first + shape[0] * shape[1])
             blocks = [kernel_view(a[part].reshape(shape)) for a in (*flat, result) if a is not None]
             run(blocks[: len(flat)], None if result is None else blocks[-1])
-    if result is not None and not np.may_share_memory(result, output):
+    if result is not None and not is_direct:
         with np.errstate(over="ignore", under="ignore"):
             np.copyto(output, result.reshape(output.shape), casting="unsafe")

@@ -41,6 +41,11 @@ for dtype in ("float32", "float64", "float16"):
             for signature in dispatcher.signatures:
                 if (name, signature) not in seen:
                     found.setdefault(dtype, []).append(dispatcher.inspect_asm(signature))
+
+from numbasoft.ops.sigmoid import cpu
+
+numbasoft.logit(np.zeros(3, np.float32))
+found["logit"] = list(cpu.logit.inspect_asm().values())
 print(json.dumps(found))
 """
 
@@ -86,6 +91,12 @@ def test_the_maximum_is_vector_code(assembly, dtype, suffix):
     # Python's max stays scalar whatever the flags
     (text,) = assembly[dtype]
     assert re.search(rf"\bvmax{suffix}\s.*%[yz]mm", text)
+
+
+def test_the_logarithm_of_logit_is_vector_code(assembly):
+    (text,) = assembly["logit"]
+    assert len(re.findall(r"\bvfn?m(?:add|sub)\d+pd\s.*%[yz]mm", text)) >= 7
+    assert not LIBRARY.findall(text)
 
 
 @pytest.mark.skipif(

@@ -39,9 +39,17 @@ def values(dtype, rng):
 def test_sigmoid_and_logit_against_mpmath(dtype, rng):
     x = values(dtype, rng)
     assert ulps(numbasoft.sigmoid(x), [1 / (1 + mpmath.exp(-mpmath.mpf(float(v)))) for v in x]) < 2.5
-    p = np.concatenate([rng.random(500), [0.5 + 1e-7, 0.5 - 1e-7, 1e-30, 1e-5]]).astype(dtype)
+    p = [rng.random(500), [0.5 + 1e-7, 0.5 - 1e-7, 0.25, 0.75, 1e-30, 1e-40, 1e-45, 1e-5]]
+    p += [
+        0.5 + rng.normal(0, 1e-5, 100),
+        2.0 ** -rng.uniform(0, 24, 100),
+        1 - 2.0 ** -rng.uniform(1, 23, 100),
+    ]
+    p = np.concatenate(p).astype(dtype)
     exact = [mpmath.log(mpmath.mpf(float(v)) / (1 - mpmath.mpf(float(v)))) for v in p]
-    assert ulps(numbasoft.logit(p), exact) < 2.5
+    assert ulps(numbasoft.logit(p), exact) < {"float32": 0.51, "float64": 2.5}[dtype]
+    for n in range(1, 40):
+        np.testing.assert_array_equal(numbasoft.logit(p[:n]), numbasoft.logit(p)[:n])
     np.testing.assert_array_equal(
         numbasoft.logit(np.array([0, 1, 0.5, -1, np.nan], dtype)), [-np.inf, np.inf, 0, np.nan, np.nan]
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from ...totals import total
 from . import cpu
 
 NO_CLASS = object()  # is ignored
+NORMAL = 2.0**-14, 2.0**15  # numbers in the range of all dtypes
 
 
 @dataclass
@@ -63,18 +65,21 @@ class Rows:
         value = total(loss)
         if self.reduction == "mean":
             value = value / self.divisor if self.divisor else 0.0
+        if NORMAL[0] <= abs(value) <= NORMAL[1]:
+            return np.array(value, self.dtype)
         return rounded(np.asarray(value), self.dtype)
 
     def per_row(self, grad):
         """What each row's gradient is multiplied with, given the gradient with respect to the result."""
         if self.reduction == "mean":
             grad = grad / self.divisor if self.divisor else np.zeros_like(grad)
-        return repeated(grad, math.prod(self.outer)) if grad.ndim == 0 else grad.reshape(-1)
+        return repeated(float(grad), math.prod(self.outer)) if grad.ndim == 0 else grad.reshape(-1)
 
 
+@lru_cache(maxsize=64)
 def repeated(value, rows):
     """One number for every row, without a copy of it for each."""
-    return np.ndarray(rows, np.float64, np.array([value], np.float64), strides=(0,))
+    return np.broadcast_to(np.float64(value), rows)
 
 
 def rounded(values, dtype):

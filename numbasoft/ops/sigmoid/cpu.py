@@ -3,12 +3,13 @@
 import math
 
 import numpy as np
-from numba import prange
+from numba import prange, types
+from numba.extending import overload
 
-from ...elementary import largest
-from ...jit import inline, kernel, parallel_kernel
+from ...elementary import largest, logarithm
+from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...logistic import no_shift, small_exponential
-from ...vector import fma, lanes, load, load_part, row_at, select, splat, store, store_part
+from ...vector import fma, lanes, load, load_part, narrowed, row_at, select, splat, store, store_part, widened
 
 
 @inline
@@ -90,14 +91,38 @@ def logit_rows(
     x,  # OUT  (rows, n) log(p / (1 - p))
 ):
     for i in range(start, stop):
-        for j in range(p.shape[1]):
-            v = np.float64(p[i, j])
-            if 0.25 < v < 0.75:
-                x[i, j] = 2.0 * math.atanh(2.0 * v - 1.0)  # the difference is exact
-            elif 0.0 <= v <= 1.0:
-                x[i, j] = np.log(v) - np.log1p(-v)
-            else:
-                x[i, j] = np.nan
+        row_logits(p, i, x)
+
+
+def row_logits(p, i, x):
+    """log(p / (1 - p)) for every element of row i."""
+
+
+@overload(row_logits, **INLINE)
+def row_logits_by_type(p, i, x):
+    return row_logits_64 if p.dtype == types.float64 else row_logits_32
+
+
+def row_logits_32(p, i, x):
+    # in float64, where 1 - p loses nothing that float32 would show
+    n, at, x_at = p.shape[1], row_at(p, i), row_at(x, i)
+    for j in range(0, n, lanes(p)):
+        v = widened(load_part(p, at + j, n - j, 0.5))
+        log = logarithm(v / (1.0 - v))
+        log = select(v == 0.0, -np.inf, select(v == 1.0, np.inf, log))
+        store_part(x, x_at + j, n - j, narrowed(select(v * (1.0 - v) >= 0.0, log, np.nan)))
+
+
+def row_logits_64(p, i, x):
+    for j in range(p.shape[1]):
+        v = p[i, j]
+        if 0.25 < v < 0.75:
+            log = 2.0 * math.atanh(2.0 * v - 1.0)  # the difference is exact
+        elif 0.0 <= v <= 1.0:
+            log = np.log(v) - np.log1p(-v)
+        else:
+            log = np.nan
+        x[i, j] = log
 
 
 @kernel
