@@ -60,8 +60,9 @@ class Numbasoft(Rival):
     def prepare(self, work, arrays):
         import numbasoft
 
-        function, axis = getattr(numbasoft, work.function), work.axis
-        return lambda: function(*arrays, axis=axis), gradient_of if _is_fused(work) else np.asarray
+        axis = {} if work.axis == -1 else {"axis": work.axis}  # nobody writes the default
+        call = functools.partial(getattr(numbasoft, work.function), *arrays, **axis)
+        return call, gradient_of if _is_fused(work) else np.asarray
 
 
 class NumbasoftGiven(Rival):
@@ -234,7 +235,7 @@ class PyTorch(Rival):
             "cross_entropy": torch.nn.functional.cross_entropy,
             "token_log_probs": lambda x, k: torch.log_softmax(x, 1).gather(1, k.unsqueeze(1)).squeeze(1),
         }[work.function]
-        return lambda: call(*tensors), read
+        return functools.partial(call, *tensors), read
 
 
 class OnnxRuntime(Rival):
