@@ -161,6 +161,8 @@ def as_rows(array, axes):
         return None
     if axes and axes[0] == array.ndim - len(axes) and array.size and array.flags.c_contiguous:
         return array if array.ndim == 2 > len(axes) else array.reshape(-1, math.prod(array.shape[axes[0] :]))
+    if 0 < array.size <= LITTLE:  # to find out whether there is one takes as long as a copy
+        return None
     n = math.prod(array.shape[a] for a in axes)
     moved = array if axes == trailing(array.ndim, len(axes)) else last(array, axes)
     rows = array.size // n if n else math.prod(s for i, s in enumerate(array.shape) if i not in axes)
@@ -291,16 +293,19 @@ def done_as_rows(run, full, places, starts, wide):
 
 def at_once(run, full, reduced, axes, dtype):
     """``over_rows`` for little: copied to rows and back as a whole."""
-    moved = [None if a is None else last(a, axes) for a in full]
-    n = math.prod(full[0].shape[a] for a in axes)
+    order = *[i for i in range(full[0].ndim) if i not in axes], *axes
+    n = math.prod([full[0].shape[a] for a in axes])
     rows: list[Any] = []
-    for array in moved[:-1]:
-        kind = np.uint8 if rows and array is not None and array.dtype == np.uint8 else dtype
-        copy = None if array is None else array.astype(kind, order="C").reshape(-1, n)
-        rows.append(None if copy is None else kernel_view(copy))
-    output, first = moved[-1], rows[0]
+    for array in full[:-1]:
+        copy = None
+        if array is not None:
+            kind = np.uint8 if rows and array.dtype == np.uint8 else dtype
+            copy = kernel_view(array.transpose(order).astype(kind, order="C").reshape(-1, n))
+        rows.append(copy)
+    output, first = full[-1], rows[0]
     run([*rows, None if output is None else first], reduced)
     if output is not None:
+        output = output.transpose(order)
         transpose.assign(output, first.view(dtype).reshape(output.shape))
 
 
