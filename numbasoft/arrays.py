@@ -16,8 +16,7 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import NDArray
 
-from . import transpose
-from .checks import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE
+from . import checks, transpose
 from .launch import computing_dtype, fill_vectors
 
 Array: TypeAlias = NDArray[Any]
@@ -53,8 +52,19 @@ def plain_rows(x, axis):
 
 def is_plainly_computed(dtype, temperature):
     """Whether the kernels take arrays of this dtype as they are, at this temperature, which may be any float."""
-    is_allowed = SMALLEST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE
+    is_allowed = checks.SMALLEST_TEMPERATURE <= temperature <= checks.LARGEST_TEMPERATURE
     return is_allowed and dtype in (FLOAT32, FLOAT64) and computing_dtype(dtype, temperature) == dtype
+
+
+def simplified(x, temperature, out):
+    """A short way's arguments instead of these, of little that is no array of floats, or a temperature that is no float; or None."""
+    array = checks.array(x, "x") if type(x) in (list, tuple, float, int) else x
+    if type(array) is not ndarray:
+        return None
+    if out is None and array.dtype.kind in "biu" and array.size <= LITTLE:
+        array = array.astype(np.float64)
+    number = temperature if type(temperature) is float else checks.temperature(temperature)
+    return None if array is x and number is temperature else (array, number)
 
 
 def takes_result(out, x):

@@ -65,10 +65,12 @@ def test_rows_one_behind_the_other(name, shape, axis, dtype, t, rng, only_short,
 def test_logsumexp_of_rows_one_behind_the_other(shape, axis, dtype, t, rng, only_short, request):
     x = rng.normal(0, 3, shape).astype(dtype)
     got = numbasoft.logsumexp(x, axis, temperature=t)
+    kept = numbasoft.logsumexp(x, axis, temperature=t, keepdims=True)
     request.getfixturevalue("monkeypatch").undo()
     want = general("logsumexp", x, axis, t, None, False, None, None)
     assert isinstance(got, np.ndarray)
     assert_same_bits(got, want)
+    assert_same_bits(kept, general("logsumexp", x, axis, t, None, True, None, None))
 
 
 @by_temperature
@@ -127,6 +129,41 @@ def test_what_is_not_plain_goes_the_general_way(name, rng):
         assert empty.shape == (shape[:-1] if name == "logsumexp" else shape)
         if name == "logsumexp":
             assert (empty == -np.inf).all()
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_what_is_made_an_array_of_floats_first(name, monkeypatch):
+    function = getattr(numbasoft, name)
+    numbers = [[1, 2, 3, -4], [0, 7, 7, 1]]
+    want = function(np.array(numbers, float))
+    hot = function(np.array(numbers, float), temperature=2.0)
+
+    def general(*arguments, **named):
+        raise AssertionError("the general path")
+
+    monkeypatch.setattr(arrays, "on_device", general)
+    given = [numbers, tuple(numbers), np.array(numbers, float).tolist()]
+    given += [np.array(numbers, kind) for kind in ("i1", "i2", "i4", "i8", ">i4")]
+    given += [np.array(numbers, "i8").T.copy().T[:, :]]
+    for x in given[:-1]:
+        assert_same_bits(function(x), want)
+        for t in 2, np.float64(2), np.float32(2), np.int8(2), np.array(2):
+            assert_same_bits(function(x, temperature=t), hot)
+    assert_same_bits(function([True, False]), function([1, 0]))
+    monkeypatch.undo()
+    assert_same_bits(function(given[-1]), want)
+    for scalar in 5, 5.0, True:
+        assert_same_bits(
+            np.asarray(function(scalar)), np.asarray(function(np.array(5.0 if scalar is not True else 1.0)))
+        )
+    with pytest.raises(TypeError, match="x has dtype"):
+        function(["a", "b"])
+    with pytest.raises(ValueError, match="x cannot be made an array"):
+        function([[1, 2], [3]])
+    if name != "logsumexp":
+        memory = np.arange(10)
+        with pytest.raises(ValueError, match="out overlaps x"):
+            function(memory, out=memory.view(float))
 
 
 @by_dtype

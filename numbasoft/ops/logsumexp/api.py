@@ -100,7 +100,13 @@ def logsumexp(
     >>> numbasoft.logsumexp(np.array([[1.0, 2.0, 3.0], [1000.0, 1000.0, 1000.0]]))
     array([   3.40760596, 1001.09861229])
     """
-    if where is None and out is None and keepdims is False and stream is None and type(temperature) is float:
+    if (
+        where is None
+        and out is None
+        and type(keepdims) is bool
+        and stream is None
+        and type(temperature) is float
+    ):
         rows = arrays.plain_rows(x, axis)
         size = 0 if rows is None else rows.size
         if 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST):
@@ -109,16 +115,25 @@ def logsumexp(
                 run, high, low, inverse_high, inverse_low = few
                 lse = np.empty(rows.shape[0], x.dtype)
                 run(rows, None, high, low, inverse_high, inverse_low, lse)
-                return lse if rows is x else lse.reshape(() if axis is None else x.shape[:-1])
+                return lse if rows is x and not keepdims else reduced(lse, x, axis, keepdims)
         elif SMALLEST <= size <= CALL and arrays.is_plainly_computed(x.dtype, temperature):
             lse = np.empty(rows.shape[0], x.dtype)
             forward(rows, None, None, lse, factors_of(temperature, is_wide(x.dtype)))
-            return lse.reshape(() if axis is None else x.shape[:-1])
+            return reduced(lse, x, axis, keepdims)
     return any_logsumexp(x, axis, temperature, where, keepdims, out, stream)
+
+
+def reduced(lse, x, axis, keepdims):
+    """One number per row in the shape of x without its last axis, or without any where the axis is None."""
+    kept = x.shape[:-1] if axis is not None else ()
+    return lse.reshape(kept + (1,) * (x.ndim - len(kept)) if keepdims else kept)
 
 
 def any_logsumexp(x, axis, temperature, where, keepdims, out, stream):
     """``logsumexp`` of whatever there is: checked, on the CPU or a device, of any dtype and layout."""
+    simple = arrays.simplified(x, temperature, out) if stream is None else None
+    if simple is not None:
+        return logsumexp(simple[0], axis, temperature=simple[1], where=where, keepdims=keepdims, out=out)
     if arrays.on_device(stream, x=x, where=where, out=out):
         calls = arrays.device_calls()
         from .cuda import FORWARD
