@@ -4,7 +4,8 @@ Kernels work on 2-D arrays whose rows are contiguous along the reduced axes. Whe
 array can be viewed so, it is. Rows along another axis have kernels of their own where they
 lie side by side (see numbasoft.columns). Else (byte order, alignment, dtype, a mask, few or
 long rows) blocks of rows are copied into a small buffer, done there and copied back: a
-second pass over data that is in the cache, and no temporary of the input's size.
+second pass over data that is in the cache, and no temporary of the input's size. Little,
+up to ``LITTLE`` elements, is one such block whatever its layout, copied by NumPy.
 """
 
 import math
@@ -223,6 +224,7 @@ def over_rows(run, full, reduced, axes, dtype, along_columns=None):
     with one element per row. ``run(full_blocks, reduced_blocks)`` gets (rows, n) arrays of
     ``dtype`` (a mask: bytes).
     """
+    full = [a if a is None or type(a) is ndarray else a.view(ndarray) for a in full]
     views: list[Any] = []
     for array in full:
         view = None

@@ -302,8 +302,9 @@ def class_target(given, shape, dtype, name):
     if not str(dtype).startswith(("int", "uint")):
         raise TypeError(f"{name} has dtype {dtype}, but must hold integers: class indices")
     if given != shape:
+        hint = " (probabilities of classes must be floats)" if len(given) == len(shape) + 1 else ""
         raise ValueError(
-            f"{name} has shape {given}, but must have shape {shape}, that of the logits without their classes"
+            f"{name} has shape {given}, but must have shape {shape}, that of the logits without their classes{hint}"
         )
 
 

@@ -14,6 +14,9 @@ def over_elements(run, inputs, output, dtype):
     of another dtype than ``dtype``, is copied as a whole.
     """
     flat = [np.ascontiguousarray(a, dtype).reshape(-1) for a in inputs]
+    output = (
+        None if output is None else np.asarray(output)
+    )  # no matrix, which has two axes whatever its shape
     is_direct = output is not None and output.dtype == dtype and output.flags.carray
     result = None
     if output is not None:

@@ -77,6 +77,11 @@ def compiled(kernel, key, inputs, outputs, *more):
     return function
 
 
+def code_for_few(kernel, key, inputs, outputs):
+    """The machine code of a kernel that is called without ``launch``, in the caller's thread."""
+    return CODE.get((kernel, key)) or compiled(kernel, key, inputs, outputs)
+
+
 def launch(serial, parallel, key, inputs, outputs, rows, size):
     """Call a kernel with its inputs and outputs; ``parallel`` takes a number of blocks besides.
 

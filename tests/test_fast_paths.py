@@ -234,7 +234,8 @@ def test_many_short_rows_are_done_a_lane_each(name, dtype, most, monkeypatch, rn
         if name != "logsumexp":
             taken.clear()
             getattr(numbasoft, f"{name}_backward")(x, y)
-            assert ("narrow_backward" in taken) == is_narrow, shape
+            few = dtype != "float16" and (x.size < 128 or shape[1] > 16)  # called without launch
+            assert taken == (["narrow_backward"] if is_narrow else [] if few else ["backward"]), shape
         taken.clear()
         getattr(numbasoft, name)(x, where=np.ones(shape, bool))
         assert taken == ["forward"], shape

@@ -7,7 +7,7 @@ import pytest
 from samples import assert_same_bits
 
 import numbasoft
-from numbasoft import arrays, transpose
+from numbasoft import arrays, launch, transpose
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 API = {
@@ -93,18 +93,24 @@ def test_gradients_of_rows_one_behind_the_other(name, shape, axis, dtype, t, rng
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
-def test_what_is_not_plain_goes_the_general_way(name, rng):
+def test_what_is_not_plain_goes_the_general_way(name, rng, monkeypatch):
     function = getattr(numbasoft, name)
+    taken = []
+    over_rows = arrays.over_rows
+    monkeypatch.setattr(arrays, "over_rows", lambda *given: (taken.append(1), over_rows(*given)))
     x = rng.normal(size=(3, 20)).astype(np.float32)
     want = function(x)
     frozen = x.copy()
     frozen.flags.writeable = False
     unaligned = np.frombuffer(b"." + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
     for other in (
-        frozen, unaligned, x.astype(">f4"), np.asfortranarray(x), np.repeat(x, 2, 1)[:, ::2], x[::-1][::-1],
-        x.tolist() and np.repeat(x, 2, 0)[::2],
+        frozen, unaligned, x.astype(">f4"), np.asfortranarray(x), np.repeat(x, 2, 1)[:, ::2], x[::-1].copy()[::-1],
+        np.repeat(x, 2, 0)[::2], x.view(np.matrix), np.broadcast_to(x, (3, 20)),
     ):  # fmt: skip
+        taken.clear()
         assert_same_bits(function(other), want)
+        assert taken
+    taken.clear()
     for axis in -1, 1, np.int64(1), np.int64(-1), (1,):
         assert_same_bits(function(x, axis), want)
     for t in 1, np.float64(1), np.float32(1), np.array(1.0):
@@ -214,11 +220,13 @@ def test_gradients_of_two_kinds_are_refused(rng):
         assert_same_bits(function(np.asfortranarray(g), y), want)
         assert_same_bits(function(g, np.asfortranarray(y)), want)
         both = np.zeros((2, 4, 5))
-        both[0, :3] = g
+        both[0, :3] = y
         for out in both[0, 1:], both[0, :3][::-1]:
             before = both.copy()
             with pytest.raises(ValueError, match="out overlaps grad"):
                 function(both[0, :3], y, out=out)
+            with pytest.raises(ValueError, match=r"out overlaps (y|log_y)"):
+                function(g, both[0, :3], out=out)
             np.testing.assert_array_equal(both, before)
 
 
@@ -284,6 +292,65 @@ def test_more_than_little_is_not_copied_at_once(monkeypatch):
 
 
 def test_copies_by_numpy_round_where_dtypes_differ():
-    to = np.zeros(2, np.float16)
-    transpose.assign(to, np.array([1e10, 1.5]))
-    assert to.tolist() == [np.inf, 1.5]
+    to = np.zeros(3, np.float16)
+    with np.errstate(all="raise"):
+        transpose.assign(to, np.array([1e10, 1.5, 1e-10]))
+    assert to.tolist() == [np.inf, 1.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    "loss", [2.0**-25, 2.0**-15, 2.0**-14, 1.5, 2.0**15, 65519.0, 65520.0, 1e6, 1e39, np.inf]
+)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_losses_of_any_size_are_rounded_silently(dtype, loss):
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    rows = importlib.import_module("numbasoft.ops.cross_entropy.api").checked(
+        np.zeros((1, 2), kind), [0], -1, None, -100, 0.0, 0.0, 1.0, "sum"
+    )
+    with np.errstate(all="ignore"):
+        want = np.asarray(loss).astype(kind)
+    with np.errstate(all="raise"):
+        got = rows.reduced(np.array([loss]))
+    assert got.dtype == kind and got.shape == () and got.tobytes() == want.tobytes()
+
+
+def test_zeros_of_either_sign_are_told_apart():
+    x = np.array([[1.0, 2.0, 3.0]])
+    for _ in range(2):
+        for sign in 1.0, -1.0:
+            grad = numbasoft.cross_entropy_backward(sign * 0.0, x, [0])
+            assert np.signbit(grad).tolist() == [[sign > 0, sign < 0, sign < 0]]
+
+
+def test_temperatures_share_machine_code(monkeypatch):
+    x = np.zeros((3, 5))
+    calls = [
+        lambda t: numbasoft.softmax(x, temperature=t),
+        lambda t: numbasoft.log_softmax(x, temperature=t),
+        lambda t: numbasoft.logsumexp(x, temperature=t),
+        lambda t: numbasoft.softmax_backward(x, x, temperature=t),
+        lambda t: numbasoft.log_softmax_backward(x, x, temperature=t),
+    ]
+    for call in calls:
+        call(1.0)
+
+    def compiled(*arguments):
+        raise AssertionError("looked up anew")
+
+    monkeypatch.setattr(launch, "compiled", compiled)
+    for call in calls:
+        call(1.0123456789)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (70, 80), (3, 5000)])
+def test_a_matrix_as_output(shape, rng):
+    x = rng.random(shape)
+    for call in (
+        lambda **more: numbasoft.softmax(x, **more),
+        lambda **more: numbasoft.log_softmax(x, 0, **more),
+        lambda **more: numbasoft.sigmoid(x, **more),
+        lambda **more: numbasoft.logit(x, **more),
+    ):
+        out = np.zeros(shape).view(np.matrix)
+        assert call(out=out) is out
+        assert_same_bits(np.asarray(out), call())

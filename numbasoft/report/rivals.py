@@ -58,11 +58,7 @@ class Numbasoft(Rival):
     name = "numbasoft"
 
     def prepare(self, work, arrays):
-        import numbasoft
-
-        axis = {} if work.axis == -1 else {"axis": work.axis}  # nobody writes the default
-        call = functools.partial(getattr(numbasoft, work.function), *arrays, **axis)
-        return call, gradient_of if _is_fused(work) else np.asarray
+        return called(work, arrays), gradient_of if _is_fused(work) else np.asarray
 
 
 class NumbasoftGiven(Rival):
@@ -70,13 +66,18 @@ class NumbasoftGiven(Rival):
     given = True
 
     def prepare(self, work, arrays):
-        import numbasoft
-
         if not work.takes_out:
             raise NotImplementedError(f"{work.function} has a result too small for out=")
-        function, axis = getattr(numbasoft, work.function), work.axis
         out = np.zeros(work.out_shape, arrays[0].dtype)
-        return lambda: function(*arrays, axis=axis, out=out), lambda _: out
+        return called(work, arrays, out=out), lambda _: out
+
+
+def called(work: Workload, arrays: tuple[np.ndarray, ...], **more: np.ndarray) -> Call:
+    """numbasoft's function as one calls it; nobody writes the default axis."""
+    import numbasoft
+
+    axis = {} if work.axis == -1 else {"axis": work.axis}
+    return functools.partial(getattr(numbasoft, work.function), *arrays, **axis, **more)
 
 
 def ours(work: Workload) -> type[Rival]:
@@ -381,7 +382,7 @@ class NumbasoftCuda(CuPy):
 def _widened(function, arrays, dtype):
     """The call as a NumPy user writes it for 16 bits: widen, compute, round. NumPy's own sums would be wrong."""
     if dtype.itemsize > 2:
-        return lambda: function(*arrays)
+        return functools.partial(function, *arrays)
     return lambda: function(*(a.astype("f4") if a.dtype == dtype else a for a in arrays)).astype(dtype)
 
 

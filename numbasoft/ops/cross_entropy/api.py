@@ -73,13 +73,20 @@ class Rows:
         """What each row's gradient is multiplied with, given the gradient with respect to the result."""
         if self.reduction == "mean":
             grad = grad / self.divisor if self.divisor else np.zeros_like(grad)
-        return repeated(float(grad), math.prod(self.outer)) if grad.ndim == 0 else grad.reshape(-1)
+        return repeated(grad, math.prod(self.outer)) if grad.ndim == 0 else grad.reshape(-1)
+
+
+def repeated(value, rows):
+    """One number for every row, without a copy of it for each."""
+    return np.ndarray(rows, np.float64, np.array([value], np.float64), strides=(0,))
 
 
 @lru_cache(maxsize=64)
-def repeated(value, rows):
-    """One number for every row, without a copy of it for each."""
-    return np.broadcast_to(np.float64(value), rows)
+def share_of_class(value, rows):
+    """``repeated`` of what most calls have in common; it is from 0 to 1, and no -0.0, for which 0.0 would be found."""
+    shares = repeated(value, rows)
+    shares.flags.writeable = False
+    return shares
 
 
 def rounded(values, dtype):
@@ -117,7 +124,7 @@ def checked(
         compute = computing_dtype(dtype, t)
         count = divisor = rows - (int(np.count_nonzero(y == cpu.IGNORED)) if has_ignored else 0)
         if weight is None:
-            own = repeated(float(kept), rows)
+            own = share_of_class(float(kept), rows)
         else:
             own = (w * kept).astype(np.float64)[np.maximum(y, 0)]
             divisor = total(np.where(y == cpu.IGNORED, 0.0, weight[np.maximum(y, 0)]))
@@ -221,7 +228,7 @@ def cross_entropy(
         z, which draws the log-sum-exp towards 0. Its mean is over the rows that are not
         ignored, whatever their weights.
     temperature : float, default 1.0
-        T, positive and finite.
+        T, from 1e-290 to 1e290.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum over rows by the sum of the weights of their classes; for
         probabilities, by the number of rows. "none" returns the loss of every row.
@@ -532,7 +539,7 @@ def token_log_probs(
     axis : int, default -1
         The axis of the classes.
     temperature : float, default 1.0
-        T, positive and finite.
+        T, from 1e-290 to 1e290.
     stream : optional
         For arrays on a CUDA device: the stream to launch into, of any library or as its number;
         by default the current one of the library that the arrays are from.
@@ -585,7 +592,7 @@ def perplexity(
     ignore_index : int, default -100
         Rows of this class do not count.
     temperature : float, default 1.0
-        T, positive and finite.
+        T, from 1e-290 to 1e290.
     stream : optional
         For arrays on a CUDA device: the stream to launch into, of any library or as its number;
         by default the current one of the library that the arrays are from.

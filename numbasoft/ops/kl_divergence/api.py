@@ -54,7 +54,7 @@ def kl_divergence(
     axis : int, default -1
         The axis of the classes.
     temperature : float, default 1.0
-        T, positive and finite, for both.
+        T, from 1e-290 to 1e290, for both.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum over rows by their number; of no rows it is 0.
     stream : optional

@@ -15,7 +15,7 @@ from ...launch import (
     PARALLEL,
     SMALLEST,
     are_narrow,
-    compiled,
+    code_for_few,
     computing_dtype,
     is_past_caches,
     is_wide,
@@ -41,7 +41,7 @@ def few_rows(dtype, temperature):
     if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, factors = np.empty((1, 1), dtype), factors_of(temperature, is_wide(dtype))
-    return compiled(cpu.forward, (dtype, True), (like, None, *factors), (like,)), *factors
+    return code_for_few(cpu.forward, (dtype, True), (like, None, *factors), (like,)), *factors
 
 
 def log_softmax(
@@ -65,7 +65,7 @@ def log_softmax(
     axis : int, tuple of int or None, default -1
         The axes over which the exponentials of the result sum to 1; None means all of them.
     temperature : float, default 1.0
-        T, positive and finite.
+        T, from 1e-290 to 1e290.
     where : array_like of bool, optional
         Which elements take part, broadcast to the shape of ``x``. The others get -inf,
         whatever they hold.
@@ -195,7 +195,7 @@ def few_gradients(dtype, temperature):
     if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, factors = np.empty((1, 1), dtype), backward_factors_of(temperature, is_wide(dtype))
-    return compiled(cpu.backward, dtype, (like, like, *factors), (like,)), *factors
+    return code_for_few(cpu.backward, dtype, (like, like, *factors), (like,)), *factors
 
 
 def log_softmax_backward(

@@ -15,7 +15,7 @@ from ...launch import (
     PARALLEL,
     SMALLEST,
     are_narrow,
-    compiled,
+    code_for_few,
     computing_dtype,
     is_wide,
     launch,
@@ -39,7 +39,7 @@ def few_rows(dtype, temperature):
     if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, factors = np.empty((1, 1), dtype), factors_of(temperature, is_wide(dtype))
-    return compiled(cpu.forward, (dtype, True), (like, None, *factors), (like[0],)), *factors
+    return code_for_few(cpu.forward, (dtype, True), (like, None, *factors), (like[0],)), *factors
 
 
 def logsumexp(
@@ -64,7 +64,7 @@ def logsumexp(
     axis : int, tuple of int or None, default -1
         The axes to sum over; None means all of them.
     temperature : float, default 1.0
-        T, positive and finite.
+        T, from 1e-290 to 1e290.
     where : array_like of bool, optional
         Which elements take part, broadcast to the shape of ``x``.
     keepdims : bool, default False
@@ -81,7 +81,7 @@ def logsumexp(
         At most 2 ULP of the largest of abs(result), abs(max / T) and abs(log sum) from the
         exact result in float32 and float64, and right next to 0; 0.51 ULP of the same in
         float16 and bfloat16. -inf for a row without elements; +inf where a row has +inf
-        and no NaN.
+        and no NaN. An array without axes where nothing else is left: ``float`` makes it a number.
 
     Raises
     ------

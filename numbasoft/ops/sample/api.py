@@ -34,7 +34,7 @@ def sample(
     axis : int, default -1
         The axis of the classes.
     temperature : float, default 1.0
-        T, positive and finite; applied before anything is left out.
+        T, from 1e-290 to 1e290; applied before anything is left out.
     top_k : int, optional
         Only the k most probable classes are drawn; of equal ones the first.
     top_p : float, optional
@@ -43,7 +43,7 @@ def sample(
     min_p : float, optional
         Only classes that are at least this part, from 0 to 1, as probable as the most probable one.
     rng : int or numpy.random.Generator, optional
-        A seed, or a generator from which one is drawn. By default every call draws others.
+        A seed, or a generator from which one is drawn. By default every call has a seed of its own.
     stream : optional
         For arrays on a CUDA device: the stream to launch into, of any library or as its number;
         by default the current one of the library that the arrays are from.
@@ -151,11 +151,11 @@ def gumbel_softmax(
     axis : int, default -1
         The axis of the classes.
     temperature : float, default 1.0
-        T, positive and finite; the colder, the closer to one class.
+        T, from 1e-290 to 1e290; the colder, the closer to one class.
     hard : bool, default False
         Whether to return the drawn class as 1 and all others as 0.
     rng : int or numpy.random.Generator, optional
-        A seed, or a generator from which one is drawn. By default every call draws others.
+        A seed, or a generator from which one is drawn. By default every call has a seed of its own.
     out : numpy.ndarray, optional
         Where to put the result, of the shape and dtype of ``logits``; may be ``logits`` itself.
     stream : optional

@@ -16,7 +16,7 @@ from ...launch import (
     PARALLEL,
     SMALLEST,
     are_narrow,
-    compiled,
+    code_for_few,
     computing_dtype,
     is_past_caches,
     is_wide,
@@ -38,7 +38,7 @@ def few_rows(dtype, temperature):
     if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, factors = np.empty((1, 1), dtype), elementary.scale(temperature, is_wide(dtype))
-    return compiled(cpu.forward, (dtype, True), (like, None, None, *factors), (like,)), *factors
+    return code_for_few(cpu.forward, (dtype, True), (like, None, None, *factors), (like,)), *factors
 
 
 def softmax(
@@ -62,7 +62,7 @@ def softmax(
     axis : int, tuple of int or None, default -1
         The axes over which the result sums to 1; None means all of them.
     temperature : float, default 1.0
-        T, positive and finite. It is applied inside the exponential, in higher precision.
+        T, from 1e-290 to 1e290. It is applied inside the exponential, in higher precision.
     where : array_like of bool, optional
         Which elements take part, broadcast to the shape of ``x``. The others count as
         -inf and get the probability 0, whatever they hold.
@@ -194,7 +194,7 @@ def few_gradients(dtype, temperature):
     if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, inverse = np.empty((1, 1), dtype), 1 / temperature
-    return compiled(cpu.backward, dtype, (like, like, inverse), (like,)), inverse
+    return code_for_few(cpu.backward, dtype, (like, like, inverse), (like,)), inverse
 
 
 def softmax_backward(
