@@ -1,8 +1,10 @@
 """asv: how long a call takes, and how far it is from a copy of the same bytes."""
 
+import functools
 import statistics
 
 import numba
+import numpy as np
 
 import numbasoft
 from numbasoft import jit, literal
@@ -79,6 +81,30 @@ class Latency:
         self.call = prepared(workloads.Workload(function, (1, 10), dtype), 1, rivals.Numbasoft)
 
     def track_one_row_of_ten(self, function, dtype):
+        return worker.time_call(self.call, 0.5)["best"]
+
+
+FEW_NUMBERS = {
+    "one axis": (np.arange(10.0),),
+    "list of ints": (list(range(10)),),
+    "float16": (np.arange(10.0).astype(np.float16),),
+    "10x4 axis 0": (np.arange(40.0).reshape(10, 4), 0),
+}
+
+
+class LatencyOfOthers:
+    """As ``Latency``, for what is no matrix of floats along its last axis."""
+
+    params = (["softmax", "log_softmax", "logsumexp"], list(FEW_NUMBERS))
+    param_names = ("function", "input")
+    unit = "seconds"
+
+    def setup(self, function, given):
+        numba.set_num_threads(1)
+        self.call = functools.partial(getattr(numbasoft, function), *FEW_NUMBERS[given])
+        self.call()
+
+    def track_few_numbers(self, function, given):
         return worker.time_call(self.call, 0.5)["best"]
 
 
