@@ -97,6 +97,11 @@ def inverse(temperature, wide):
     return in_two(1 / Fraction(temperature), wide)
 
 
+def scale_and_inverse(temperature, wide):
+    """log2(e) / T and 1 / T, in two parts each."""
+    return *scale(temperature, wide), *inverse(temperature, wide)
+
+
 def quotient(a, b, wide):
     """a / b as the sum of two numbers of the computing type, whose range it is in; or what is not finite."""
     if not math.isfinite(a / b):

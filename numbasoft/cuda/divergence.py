@@ -157,7 +157,7 @@ def forward(operation, p_logits, q_logits, axis, temperature, reduction, stream)
     storage = computing_storage(x.result_storage, t)
     kind = "f8" if storage == "f8" else "f4"
     precise = kind == "f8"
-    numbers = *elementary.scale(t, precise), *elementary.inverse(t, precise)
+    numbers = elementary.scale_and_inverse(t, precise)
     rows = math.prod(outer)
     with Call(x, stream, q_logits=y) as call:
         result = call.result(outer if reduction == "none" else (), x.result_storage)

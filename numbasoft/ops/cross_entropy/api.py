@@ -55,8 +55,7 @@ class Rows:
     @property
     def factors(self):
         """log2(e) / T and 1 / T, in two parts each."""
-        t, wide = self.temperature, self.wide
-        return *elementary.scale(t, wide), *elementary.inverse(t, wide)
+        return elementary.scale_and_inverse(self.temperature, self.wide)
 
     def reduced(self, loss):
         """The losses of all rows as the caller wants them."""

@@ -94,7 +94,7 @@ def kl_divergence(
     x, y, dtype, axis, t, outer = checked(p_logits, q_logits, axis, temperature, reduction)
     compute = computing_dtype(dtype, t)
     wide = is_wide(compute)
-    factors = (*elementary.scale(t, wide), *elementary.inverse(t, wide))
+    factors = elementary.scale_and_inverse(t, wide)
     divergence = np.zeros(math.prod(outer))
 
     def run(full, reduced):

@@ -30,17 +30,12 @@ from ...vector.types import WIDEST
 from . import cpu
 
 
-def factors_of(temperature, wide):
-    """log2(e) / T and 1 / T, in two parts each."""
-    return *elementary.scale(temperature, wide), *elementary.inverse(temperature, wide)
-
-
 @lru_cache(maxsize=256)
 def few_rows(dtype, temperature):
-    """For few plain rows: the machine code and ``factors_of``; or None where they take the general path."""
+    """For few plain rows: the machine code, log2(e) / T and 1 / T; or None where they take the general path."""
     if not arrays.is_plainly_computed(dtype, temperature):
         return None
-    like, factors = np.empty((1, 1), dtype), factors_of(temperature, is_wide(dtype))
+    like, factors = np.empty((1, 1), dtype), elementary.scale_and_inverse(temperature, is_wide(dtype))
     return code_for_few(cpu.forward, (dtype, True), (like, None, *factors), (like,)), *factors
 
 
@@ -117,7 +112,7 @@ def log_softmax(
                     return y
             elif SMALLEST <= size <= CALL and arrays.is_plainly_computed(x.dtype, temperature):
                 y = np.empty_like(x) if out is None else out
-                factors = factors_of(temperature, is_wide(x.dtype))
+                factors = elementary.scale_and_inverse(temperature, is_wide(x.dtype))
                 forward(rows, None, y.reshape(rows.shape), factors, out is not None)
                 return y
     return any_log_softmax(x, axis, temperature, where, out, stream)
@@ -146,7 +141,7 @@ def any_log_softmax(x, axis, temperature, where, out, stream):
     if x.size == 0:
         return y
     compute = computing_dtype(dtype, t)
-    factors = factors_of(t, is_wide(compute))
+    factors = elementary.scale_and_inverse(t, is_wide(compute))
     arrays.over_rows(
         lambda full, _: forward(*full, factors, out is not None), [x, mask, y], [], axes, compute,
         None if mask is not None or t != 1.0 else lambda full, _: forward_columns(*full, factors),

@@ -28,17 +28,12 @@ from ...vector.types import WIDEST
 from . import cpu
 
 
-def factors_of(temperature, wide):
-    """log2(e) / T and 1 / T, in two parts each."""
-    return *elementary.scale(temperature, wide), *elementary.inverse(temperature, wide)
-
-
 @lru_cache(maxsize=256)
 def few_rows(dtype, temperature):
-    """For few plain rows: the machine code and ``factors_of``; or None where they take the general path."""
+    """For few plain rows: the machine code, log2(e) / T and 1 / T; or None where they take the general path."""
     if not arrays.is_plainly_computed(dtype, temperature):
         return None
-    like, factors = np.empty((1, 1), dtype), factors_of(temperature, is_wide(dtype))
+    like, factors = np.empty((1, 1), dtype), elementary.scale_and_inverse(temperature, is_wide(dtype))
     return code_for_few(cpu.forward, (dtype, True), (like, None, *factors), (like[0],)), *factors
 
 
@@ -118,7 +113,7 @@ def logsumexp(
                 return lse if rows is x and not keepdims else reduced(lse, x, axis, keepdims)
         elif SMALLEST <= size <= CALL and arrays.is_plainly_computed(x.dtype, temperature):
             lse = np.empty(rows.shape[0], x.dtype)
-            forward(rows, None, None, lse, factors_of(temperature, is_wide(x.dtype)))
+            forward(rows, None, None, lse, elementary.scale_and_inverse(temperature, is_wide(x.dtype)))
             return reduced(lse, x, axis, keepdims)
     return any_logsumexp(x, axis, temperature, where, keepdims, out, stream)
 
@@ -155,7 +150,7 @@ def any_logsumexp(x, axis, temperature, where, keepdims, out, stream):
     compute = computing_dtype(dtype, t)
     lse = np.full(math.prod(outer), -np.inf, np.float64 if is_wide(compute) else np.float32)
     if x.size:
-        factors = factors_of(t, is_wide(compute))
+        factors = elementary.scale_and_inverse(t, is_wide(compute))
         arrays.over_rows(
             lambda full, reduced: forward(*full, *reduced, factors), [x, mask, None], [lse], axes, compute,
             None if mask is not None else lambda full, reduced: forward_columns(full[0], *reduced, factors),
