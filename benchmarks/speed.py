@@ -19,6 +19,7 @@ TRACKED = {
         *(workloads.Workload(f, (256, 1000), d) for f in workloads.FUNCTIONS for d in workloads.DTYPES),
         workloads.Workload("softmax", (1_000_000, 10), "float64"),
         workloads.Workload("softmax", (8, 16, 1024, 1024)),
+        workloads.Workload("softmax", (256, 1000), spread=30),  # with subnormal probabilities
         workloads.Workload("log_softmax", (1000, 4096), axis=0),
         workloads.Workload("softmax_backward", (1000, 4096), axis=0),
         *(work for work in workloads.LOSS if work.bytes_moved < 1 << 27),

@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .elementary import coefficients, exponential, least, reduced_64, shift_of
+from .elementary import any_factor, coefficients, divided, exponential, least, reduced_64, shift_of
 from .jit import INLINE, inline
 from .narrow import add_up_32, add_up_64, numbers_of
 from .passes import BLOCK, exponential_of, exponential_of_reduced
@@ -26,7 +26,6 @@ from .summation import (
 from .tiles import log_of_others, logarithms_of_sums
 from .vector import (
     filled,
-    fma,
     lanes,
     load,
     load_part,
@@ -78,7 +77,7 @@ def gathered(x, k, width, planes, start, m):
 
 @inline
 def scattered(planes, factors, y, k, p, width):
-    """The inverse of ``gathered``, from row k + p on; beside it loop 4, times two numbers for each row, if there are any."""
+    """The inverse of ``gathered``, from row k + p on; beside it loop 4, by the raised reciprocals of their sums, if there are any."""
     n, w = y.shape[0], lanes(y)
     for j in range(n):
         y_at = row_at(y, j) + k
@@ -139,14 +138,14 @@ def one_by_one(planes, start, x, k, p, width, m):
 
 
 def scaled(v, factors, p):
-    """A vector times the numbers of its rows, in two parts each; itself if there are none."""
+    """A vector times the raised reciprocals of its rows, in two parts each; itself if there are none."""
 
 
 @overload(scaled, **INLINE)
 def scaled_by_type(v, factors, p):
     if factors == types.none:
         return lambda v, factors, p: v
-    return lambda v, factors, p: fma(v, load(factors[0], p), v * load(factors[1], p))
+    return lambda v, factors, p: divided(v, any_factor(load(factors[0], p), load(factors[1], p)))
 
 
 @inline

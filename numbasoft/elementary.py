@@ -27,6 +27,7 @@ from .vector import (
     exponent_and_mantissa,
     fma,
     low_bits_as_exponent,
+    lowered,
     maximum,
     narrowed,
     operand,
@@ -56,6 +57,12 @@ OFFSET_32, OFFSET_64 = 59.875, 200.0
 # as the power of two does; with it all eight entries lie within 0.04 ULP of a float32.
 CENTRE = 1.0877149105072021
 TABLE = tuple(int(np.float32(CENTRE * 2.0 ** (j / 8)).view(np.int32)) - (j << 20) for j in range(8))
+
+# Of exponentials so many powers of two above ``lowest`` no probability is left: 185 - 30 powers below the maximum's.
+LOST_32 = 30.0
+
+# Probabilities times two to this are normal numbers, all that are not 0.
+RAISED = 90
 
 MAX_32, MAX_64 = float(np.finfo(np.float32).max), float(np.finfo(np.float64).max)
 
@@ -337,6 +344,77 @@ def bounded(shift, bottom):
     """
     c, magic, rest, lowest, fraction = shift
     return c, magic, rest, select(bottom - c >= lowest, -np.inf, lowest), fraction
+
+
+# How loop 4 divides by a sum whose reciprocal is known in two parts. Where float32 may have a probability as a subnormal
+# number, the reciprocal is raised, so that nothing is subnormal on the way: that would lose digits, and it takes the
+# CPU many times as long. Rows without probabilities as small as 2**-73 need that not: there all products are normal
+# numbers, or exact, and the results are the same.
+
+
+def raising(like):
+    """What raises a reciprocal."""
+
+
+@overload(raising, **INLINE)
+def raising_by_type(like):
+    number = 1.0 if like.dtype == types.float64 else 2.0**RAISED
+    return lambda like: number
+
+
+def is_wide_type(kind):
+    return kind == types.float64 or getattr(kind, "element", None) == types.float64
+
+
+def deep_factor(first, second):
+    """From a raised reciprocal, for rows without NaN: fastest with subnormal results, which are not made by arithmetic."""
+
+
+@overload(deep_factor, **INLINE)
+def deep_factor_by_type(first, second):
+    if is_wide_type(first):
+        return lambda first, second: (first, second)
+    return lambda first, second: (first, second, RAISED)
+
+
+def any_factor(first, second):
+    """From a raised reciprocal, for all rows: slower with subnormal results, faster without."""
+
+
+@overload(any_factor, **INLINE)
+def any_factor_by_type(first, second):
+    if is_wide_type(first):
+        return lambda first, second: (first, second)
+    return lambda first, second: (first, second, None)
+
+
+def divided(e, factor):
+    """Exponentials times the reciprocal of their sum: in two parts, or one of these two factors."""
+
+
+@overload(divided, **INLINE)
+def divided_by_type(e, factor):
+    if len(factor) == 2:
+        return lambda e, factor: fma(e, factor[0], e * factor[1])
+    if factor[2] == types.none:
+        return lambda e, factor: fma(e, factor[0], e * factor[1]) * 2.0**-RAISED
+    return lambda e, factor: lowered(fma(e, factor[0], e * factor[1]), RAISED)
+
+
+def without_lost(shift, high):
+    """A shift for probabilities alone: elements count as 0 from where these do, not only where no sum of them counts."""
+
+
+@overload(without_lost, **INLINE)
+def without_lost_by_type(shift, high):
+    if shift[0].element == types.float64:
+        return lambda shift, high: shift
+    return higher_lowest
+
+
+def higher_lowest(shift, high):
+    c, magic, rest, lowest, fraction = shift
+    return c, magic, rest, lowest + LOST_32 / high, fraction
 
 
 def shift_of_lse(lse, temperature, high):

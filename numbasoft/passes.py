@@ -15,6 +15,8 @@ from numba.extending import overload
 
 from .elementary import (
     coefficients,
+    deep_factor,
+    divided,
     exponential,
     exponential_in_parts,
     in_parts_of_reduced,
@@ -488,8 +490,16 @@ def second_vector(array, at, n):
 
 
 @inline
+def row_probabilities(e, e_at, n, first, second, is_deep, y, at, x=None, x_at=0, mask=None, mask_at=0):
+    """Loop 4 from a reciprocal that is raised in deep rows (see tiles.raise_deep), and beside it loop 1."""
+    if is_deep:
+        return row_scaled(e, e_at, n, deep_factor(first, second), y, at, x, x_at, mask, mask_at)
+    return row_scaled(e, e_at, n, (first, second), y, at, x, x_at, mask, mask_at)
+
+
+@inline
 def row_scaled(e, e_at, n, factor, y, at, x=None, x_at=0, mask=None, mask_at=0):
-    """Loop 4: every exponential divided by the sum, whose reciprocal is given in two parts.
+    """Loop 4: every exponential divided by the sum (see ``elementary.divided``).
 
     Beside it, unless x is None, loop 1 over a row of x, whose range is returned: next to stores it takes no time.
     """
@@ -497,7 +507,7 @@ def row_scaled(e, e_at, n, factor, y, at, x=None, x_at=0, mask=None, mask_at=0):
     m = filled(y, -np.inf), filled(y, np.inf)
     if n < w:
         a = load_part(e, e_at, n, 0.0)
-        store_part(y, at, n, fma(a, factor[0], a * factor[1]))
+        store_part(y, at, n, divided(a, factor))
         return range_across(range_with_part(m, x, x_at, mask, mask_at, n))
     # The first and the last vector may overlap others; they are read before those overwrite them in place.
     first, last = load(e, e_at), load(e, e_at + n - w)
@@ -506,10 +516,10 @@ def row_scaled(e, e_at, n, factor, y, at, x=None, x_at=0, mask=None, mask_at=0):
     while j + w < n:
         m = range_with(m, x, x_at + j, mask, mask_at + j)
         a = load(e, e_at + j)
-        store(y, at + j, fma(a, factor[0], a * factor[1]))
+        store(y, at + j, divided(a, factor))
         j += w
-    store(y, at, fma(first, factor[0], first * factor[1]))
-    store(y, at + n - w, fma(last, factor[0], last * factor[1]))
+    store(y, at, divided(first, factor))
+    store(y, at + n - w, divided(last, factor))
     return range_across(m)
 
 
@@ -531,11 +541,11 @@ def row_quotients(x, at, mask, mask_at, n, shift, high, low, factor, y, y_at):
     j = 0
     while j + w <= n:
         a = exponential(load_kept(x, at + j, mask, mask_at + j), shift, high, low, c)
-        store(y, y_at + j, fma(a, factor[0], a * factor[1]))
+        store(y, y_at + j, divided(a, factor))
         j += w
     if j < n:
         a = exponential(load_kept_part(x, at + j, mask, mask_at + j, n - j), shift, high, low, c)
-        store_part(y, y_at + j, n - j, fma(a, factor[0], a * factor[1]))
+        store_part(y, y_at + j, n - j, divided(a, factor))
 
 
 @inline

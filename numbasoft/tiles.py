@@ -11,9 +11,18 @@ from numba import types
 from numba.extending import overload
 
 from .caches import first_cache
-from .elementary import bounded, largest, logarithm, shift_of, shift_of_lse, two_sum
+from .elementary import (
+    bounded,
+    largest,
+    logarithm,
+    raising,
+    shift_of,
+    shift_of_lse,
+    two_sum,
+    without_lost,
+)
 from .jit import INLINE, inline
-from .vector import fma, lanes, load, load_part, maximum, narrowed, row_at, select, store, widened
+from .vector import fma, lanes, load, load_part, maximum, narrowed, row_at, select, splat, store, widened
 
 ROWS = 32
 TILE = 2048  # elements; 16 KiB of float32 in and out stay in a first cache of 32 KiB
@@ -67,15 +76,29 @@ def exponentials_in_by_type(work, y):
 
 
 @inline
-def shifts(m, bottom, count, high, low, c, magic, rest, lowest, fraction):
-    """The shift of every row of a tile from its maximum and its least element (see elementary.shift_of)."""
+def shifts(m, bottom, count, high, low, c, magic, rest, lowest, fraction, probabilities=None):
+    """The shift of every row of a tile from its maximum and its least element (see elementary.shift_of).
+
+    Unless ``probabilities`` is None it is for these alone.
+    """
     for j in range(0, count, lanes(m)):
-        s = bounded(shift_of(load(m, j), high, low), load(bottom, j))
+        s = bounded(shift_for(probabilities, shift_of(load(m, j), high, low), high), load(bottom, j))
         store(c, j, s[0])
         store(magic, j, s[1])
         store(rest, j, s[2])
         store(lowest, j, s[3])
         store(fraction, j, s[4])
+
+
+def shift_for(probabilities, shift, high):
+    """A shift as it is, or for probabilities alone unless that is None."""
+
+
+@overload(shift_for, **INLINE)
+def shift_for_by_type(probabilities, shift, high):
+    if probabilities == types.none:
+        return lambda probabilities, shift, high: shift
+    return lambda probabilities, shift, high: without_lost(shift, high)
 
 
 @inline
@@ -182,6 +205,52 @@ def reciprocals(total, lost, count, first, second):
         high, low = reciprocal(load(total, j), load(lost, j), first)
         put(first, j, high)
         put(second, j, low)
+
+
+@inline
+def raised_reciprocals(total, lost, count, first, second):
+    """As ``reciprocals``, raised for ``elementary.any_factor``."""
+    reciprocals(total, lost, count, first, second)
+    for j in range(0, count, lanes(first)):
+        store(first, j, load(first, j) * raising(first))
+        store(second, j, load(second, j) * raising(first))
+
+
+def raise_deep(m, bottom, high, count, first, second, deep):
+    """Raise the reciprocals of rows that may have subnormal probabilities, for ``elementary.deep_factor``.
+
+    Their maximum, their least element and the reciprocal itself tell; ``is_deep`` tells later.
+    """
+
+
+@overload(raise_deep, **INLINE)
+def raise_deep_by_type(m, bottom, high, count, first, second, deep):
+    return raise_none if first.dtype == types.float64 else raise_deep_32
+
+
+def raise_none(m, bottom, high, count, first, second, deep):
+    """Such rows of float64 are rare."""
+
+
+def raise_deep_32(m, bottom, high, count, first, second, deep):
+    one = 2.0**-60  # the reciprocal where the maximum is about all of the sum
+    for j in range(0, count, lanes(first)):
+        f = load(first, j)
+        powers = select(f > one / 8.0, splat(f, 70.0), select(f > one / 1024.0, splat(f, 63.0), 42.0))
+        is_it = (f > 0.0) & ((load(m, j) - load(bottom, j)) * high > powers)
+        factor = select(is_it, splat(f, raising(first)), 1.0)
+        store(first, j, f * factor)
+        store(second, j, load(second, j) * factor)
+        store(deep, j, factor)
+
+
+def is_deep(deep, r):
+    """Whether ``raise_deep`` has raised the reciprocal of row r of a tile."""
+
+
+@overload(is_deep, **INLINE)
+def is_deep_by_type(deep, r):
+    return (lambda deep, r: False) if deep.dtype == types.float64 else (lambda deep, r: deep[r] > 1.0)
 
 
 def reciprocal(total, lost, like):

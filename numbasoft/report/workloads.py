@@ -38,11 +38,13 @@ class Workload:
     shape: tuple[int, ...]
     dtype: str = "float32"
     axis: int = -1
+    spread: int = 3
 
     @cached_property
     def name(self) -> str:
         axis = "" if self.axis == -1 else f" axis {self.axis}"
-        return f"{self.function} {self.dtype} {'x'.join(map(str, self.shape))}{axis}"
+        spread = "" if self.spread == 3 else f" N(0, {self.spread})"
+        return f"{self.function} {self.dtype} {'x'.join(map(str, self.shape))}{axis}{spread}"
 
     @cached_property
     def reduced_shape(self) -> tuple[int, ...]:
@@ -91,8 +93,8 @@ class Workload:
         }[self.function]
 
     def inputs(self) -> tuple[np.ndarray, ...]:
-        """Logits N(0, 3), gradients N(0, 1) and any classes, seeded; what the forward pass gave comes from NumPy."""
-        x = _random(self.shape, self.dtype, seed=1, spread=3)
+        """Logits N(0, ``spread``), gradients N(0, 1) and any classes, seeded; what the forward pass gave comes from NumPy."""
+        x = _random(self.shape, self.dtype, seed=1, spread=self.spread)
         if self.function in FORWARD:
             return (x,)
         if self.function in LOSSES:

@@ -254,6 +254,30 @@ def low_bits_as_exponent(typingctx, v):
 
 
 @intrinsic
+def lowered(typingctx, v, powers):
+    """v / 2**powers, rounded to nearest even where that is subnormal, for float32 vectors from 0 on, without NaN.
+
+    It is made by integers: arithmetic with a subnormal result takes the CPU many times as long.
+    """
+    if not isinstance(v, Vector) or v.element != types.float32 or not isinstance(powers, types.Integer):
+        return None
+
+    def lower(context, builder, sig, args):
+        v, integers = args[0], llvm_integers(sig.args[0])
+        exponent = builder.shl(builder.trunc(args[1], I32), ir.Constant(I32, 23))
+        exponent = broadcast(builder, exponent, integers.count)
+        # 2**powers times the smallest normal number: what is added to it is rounded as a subnormal number is
+        normal = builder.add(exponent, constant(integers, 1 << 23))
+        smallest = builder.bitcast(normal, v.type)
+        is_below = builder.fcmp_ordered("<", v, smallest)
+        v = builder.fadd(v, builder.select(is_below, smallest, constant(v.type, 0.0)))
+        bits = builder.sub(builder.bitcast(v, integers), builder.select(is_below, normal, exponent))
+        return builder.bitcast(bits, v.type)
+
+    return v(v, powers), lower
+
+
+@intrinsic
 def exponent_and_mantissa(typingctx, v):
     """k and f with v = 2**k * f and f between sqrt(1/2) and sqrt(2), for positive float64 vectors."""
     if not isinstance(v, Vector) or v.element != types.float64:

@@ -170,10 +170,10 @@ def place_of(work, block, at, n, least, part):
         here = block_mass(work, at + j, count, least)
         if here + total > part:
             for k in range(j, j + count):
-                if work[block, k] >= least:
-                    total += work[block, k]
-                    if total > part:
-                        return k
+                e = work[block, k]
+                total += e if e >= least else 0.0  # which of them are kept no CPU can foresee
+                if total > part:
+                    return k
         else:
             total += here
         j += BLOCK

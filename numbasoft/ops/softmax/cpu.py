@@ -8,7 +8,7 @@ from numba.extending import overload
 
 from ...columns import MOST as MOST_COLUMNS
 from ...columns import exchanged, gathered, plane_dot, plane_exponentials, scattered, tile, tiles_of
-from ...elementary import shift_of
+from ...elementary import any_factor, deep_factor, divided, raising, shift_of
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...narrow import (
     MOST,
@@ -25,6 +25,7 @@ from ...passes import (
     filled_if_empty,
     row_dot,
     row_exponentials,
+    row_probabilities,
     row_quotients,
     row_range,
     row_scaled,
@@ -55,9 +56,12 @@ from ...summation import two_parts
 from ...tiles import (
     ROWS,
     exponentials_in,
+    is_deep,
     larger_tile,
     prefetch_distance,
     put,
+    raise_deep,
+    raised_reciprocals,
     reciprocal,
     reciprocals,
     rows_in_tile,
@@ -65,7 +69,6 @@ from ...tiles import (
 )
 from ...vector import (
     drained,
-    fma,
     lanes,
     load,
     load_part,
@@ -100,7 +103,7 @@ def forward_rows(
     c, magic = stack_array(x, ROWS), stack_array(x, ROWS)
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
-    first, second = stack_array(x, ROWS), stack_array(x, ROWS)
+    first, second, deep = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     i = start
     while i < stop:
         count = min(rows_in_tile(n, larger_tile(x)), stop - i)
@@ -110,7 +113,7 @@ def forward_rows(
         if i == start:
             for r in range(count):
                 m[r], bottom[r] = row_range(x, row_at(x, i + r), mask, row_at(mask, i + r), n)
-        shifts(m, bottom, count, high, low, c, magic, rest, lowest, fraction)
+        shifts(m, bottom, count, high, low, c, magic, rest, lowest, fraction, probabilities=True)
 
         # loops 2 and 3: exp of every element after the shift, and the sum of every row
         for r in range(count):
@@ -121,19 +124,23 @@ def forward_rows(
                 e, e_at, shift, high, low, ahead, exact_for(x),
             )  # fmt: skip
         reciprocals(total, lost, count, first, second)
+        raise_deep(m, bottom, high, count, first, second, deep)
 
         # loop 4: every element divided by the sum of its row; beside it loop 1 of the next tile
         for r in range(count):
             e_at = row_at(e, i + r) if work is None else row_at(e, block) + r * n
-            y_at, factor, k = row_at(y, i + r), (first[r], second[r]), i + count + r
+            y_at, k = row_at(y, i + r), i + count + r
             is_empty = filled_if_empty(x, mask, row_at(mask, i + r), n, m[r], y, y_at, n, 0.0)
             if k < stop and not is_empty:
-                s = row_scaled(e, e_at, n, factor, y, y_at, x, row_at(x, k), mask, row_at(mask, k))
+                s = row_probabilities(
+                    e, e_at, n, first[r], second[r], is_deep(deep, r), y, y_at,
+                    x, row_at(x, k), mask, row_at(mask, k),
+                )  # fmt: skip
                 m[r], bottom[r] = s
             elif k < stop:
                 m[r], bottom[r] = row_range(x, row_at(x, k), mask, row_at(mask, k), n)
             elif not is_empty:
-                row_scaled(e, e_at, n, factor, y, y_at)
+                row_probabilities(e, e_at, n, first[r], second[r], is_deep(deep, r), y, y_at)
         i += count
 
 
@@ -151,16 +158,25 @@ def forward_parallel(x, mask, work, high, low, y, blocks):
 
 
 class Quotients(NamedTuple):
-    """The exponentials of a row and the reciprocal of their sum, in two parts."""
+    """The exponentials of a row and the reciprocal of their sum, in two parts; raised where it is deep."""
 
     e: Any
     at: int
     first: float
     second: float
+    is_deep: bool
 
     def value_at(self, j, count):
         e = loaded(self.e, self.at + j, count)
-        return fma(e, self.first, e * self.second)
+        if self.is_deep:
+            return divided(e, deep_factor(self.first, self.second))
+        return divided(e, (self.first, self.second))
+
+    def common_at(self, j):
+        return divided(load(self.e, self.at + j), (self.first, self.second))
+
+    def uncommon_after(self, j, end):
+        return j if self.is_deep else end
 
 
 @inline
@@ -179,7 +195,8 @@ def rows_past_caches(
     c, magic = stack_array(x, ROWS), stack_array(x, ROWS)
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
-    first, second = stack_array(x, ROWS), stack_array(x, ROWS)
+    first, second, deep = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    next_m, next_bottom = stack_array(x, ROWS), stack_array(x, ROWS)
     line, found = stack_array(x, TWO_VECTORS), stack_array(x, TWO_VECTORS)
     i, count = start, 0
     while i < stop or count > 0:
@@ -189,13 +206,13 @@ def rows_past_caches(
         if i == start:
             for r in range(count):
                 m[r], bottom[r] = row_range(x, row_at(x, i + r), None, 0, n)
-        shifts(m, bottom, count, high, low, c, magic, rest, lowest, fraction)
+        shifts(m, bottom, count, high, low, c, magic, rest, lowest, fraction, probabilities=True)
 
         # loops 2 and 3: exp of every element after the shift, and the sum of every row;
         # beside them loop 4 of the tile before, and loop 1 of the next
         for r in range(count):
             e_at, shift = row_at(work, block) + r * n, (c[r], magic[r], rest[r], lowest[r], fraction[r])
-            quotients = Quotients(work, e_at, first[r], second[r])
+            quotients = Quotients(work, e_at, first[r], second[r], is_deep(deep, r))
             row = row_of(quotients, y, i - before + r, r < before, start, stop, line)
             # where no more rows come, the last stands for them
             ranged = Ranged(x, row_at(x, min(i + count + r, stop - 1)), nothing_found(found))
@@ -203,13 +220,16 @@ def rows_past_caches(
                 x, row_at(x, i + r), None, 0, n,
                 work, e_at, shift, high, low, 0, exact_for(x), None, 0, (row, ranged),
             )  # fmt: skip
-            m[r], bottom[r] = range_found(ranged, n)
+            next_m[r], next_bottom[r] = range_found(ranged, n)
 
         # loop 4 by itself: rows that no row of this tile is beside
         for r in range(count, before):
-            quotients = Quotients(work, row_at(work, block) + r * n, first[r], second[r])
+            quotients = Quotients(work, row_at(work, block) + r * n, first[r], second[r], is_deep(deep, r))
             write_row(row_of(quotients, y, i - before + r, True, start, stop, line), found)
         reciprocals(total, lost, count, first, second)
+        raise_deep(m, bottom, high, count, first, second, deep)
+        for r in range(count):
+            m[r], bottom[r] = next_m[r], next_bottom[r]
         i += count
     drained()
 
@@ -250,13 +270,12 @@ def narrow_rows(
         # loops 2 and 3: exp of every element after the shift, and the sum of every row
         exponentials_of(columns, n, shift, high, low, exact, e, part, rest)
         sums_of_columns(part, rest, n, True, total, lost)
-        reciprocals(total, lost, w, first, second)
+        raised_reciprocals(total, lost, w, first, second)
 
         # loop 4: every element divided by the sum of its row
-        one, two = load(first, 0), load(second, 0)
+        factor = any_factor(load(first, 0), load(second, 0))
         for at in range(0, n * w, w):
-            v = load(e, at)
-            store(columns, at, fma(v, one, v * two))
+            store(columns, at, divided(load(e, at), factor))
         rows_of(columns, y, i, stop - i)
 
 
@@ -305,8 +324,8 @@ def column_tiles(
             plane_exponentials(room, p * n, n, shift, high, low, exact_for(x), room, total, lost)
             for r in range(0, w, 8):
                 one, two = reciprocal(load(total, r), load(lost, r), first)
-                put(first, p + r, one)
-                put(second, p + r, two)
+                put(first, p + r, one * raising(first))
+                put(second, p + r, two * raising(first))
 
         # loop 4: every element divided by the sum of its row; beside it loop 1 of the next tile
         if u + 1 < stop:
@@ -367,12 +386,13 @@ def divide_segment(x, mask, maxima, high, low, sums, e, unit, y):
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
     one, two = stack_array(x, ROWS), stack_array(x, ROWS)
     total[0], lost[0] = row_total(x, sums, unit - unit % segment_count(n), n)
-    reciprocals(total, lost, 1, one, two)
+    raised_reciprocals(total, lost, 1, one, two)
+    factor = any_factor(one[0], two[0])
     if e is None:
         shift = row_shift(x, maximum_of_row(maxima, i, n), high, low)
-        row_quotients(x, at, mask, mask_at, count, shift, high, low, (one[0], two[0]), y, y_at)
+        row_quotients(x, at, mask, mask_at, count, shift, high, low, factor, y, y_at)
     else:
-        row_scaled(y, y_at, count, (one[0], two[0]), y, y_at)
+        row_scaled(y, y_at, count, factor, y, y_at)
 
 
 @kernel
