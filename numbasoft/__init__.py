@@ -10,12 +10,15 @@
 - ``numbasoft.scipy.special``: SciPy's signatures on these kernels
 - ``numbasoft.cuda``: the same on CUDA arrays, and functions to call from kernels of your own
 
+The functions of the first line can be called in ``@njit`` functions, too (see ``numbasoft.overloads``).
+
 Each has a docstring with formula, shapes, errors and an example.
 """
 
 from importlib import import_module as _import_module
 from types import ModuleType as _ModuleType
 
+from . import overloads as overloads
 from .ops.binary_cross_entropy.api import binary_cross_entropy, binary_cross_entropy_backward
 from .ops.cross_entropy.api import (
     cross_entropy,

@@ -45,8 +45,11 @@ from numba.parfors import parfor_lowering
 # Compiler options
 
 # No fastmath: reassociation breaks the compensated sums, and nnan turns isnan into False.
-# Kernels allocate nothing, and without reference counts a call costs 0.05 us less.
+# Kernels allocate nothing, and without reference counts a call costs 0.05 us less. What is left out here a kernel
+# would inherit from a caller that is being compiled, and hand on to all others.
 KERNEL = {
+    "fastmath": False,
+    "forceinline": False,
     "nogil": True,
     "error_model": "numpy",
     "boundscheck": False,
@@ -106,6 +109,21 @@ INLINE: dict[str, Any] = {"jit_options": HELPER}
 def inline(func):
     """Compile a helper into every kernel that calls it; from Python it is plain Python."""
     return register_jitable(**HELPER)(func)
+
+
+# What surrounds kernels in a caller's own compiled function: it allocates.
+SURROUNDING = {
+    "fastmath": False,
+    "forceinline": False,
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+
+
+def surrounding(func):
+    """Compile a helper of numbasoft.overloads into the caller's function."""
+    return register_jitable(**SURROUNDING)(func)
 
 
 def kernel(func):

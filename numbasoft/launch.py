@@ -41,6 +41,9 @@ LEAST_PAST_CACHES, LEAST_ROW = 4 << 20, {4: 512, 8: 3072}
 # Nor is what has fewer rows for a thread, of which each gets room for one.
 FEWEST_OF_THREAD = 4
 
+# Temperatures at which float32 has log2(e) / T.
+SMALLEST_PLAIN, LARGEST_PLAIN = 1e-30, 1e30
+
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 KINDS = {
@@ -190,7 +193,7 @@ def workspace(blocks, n, dtype=np.float32):
 
 def computing_dtype(dtype, temperature):
     """What kernels are given: the array's dtype, or float64 where float32 has no log2(e) / T."""
-    if dtype.itemsize < 8 and not 1e-30 <= temperature <= 1e30:
+    if dtype.itemsize < 8 and not SMALLEST_PLAIN <= temperature <= LARGEST_PLAIN:
         return np.dtype(np.float64)
     return dtype
 

@@ -96,8 +96,10 @@ for op, name in LOGIC.items():
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """a * b + c with a single rounding."""
+    """a * b + c with a single rounding; also of float64 numbers."""
     vector = vector_among((a, b, c))
+    if a == b == c == types.float64:
+        return a(a, b, c), lambda context, builder, sig, args: fma_of_numbers(builder, *args)
     if vector is None:
         return None
 
@@ -109,6 +111,10 @@ def fma(typingctx, a, b, c):
         return (emulated_fma64 if vector.element == types.float64 else emulated_fma32)(builder, a, b, c)
 
     return vector(a, b, c), lower
+
+
+def fma_of_numbers(builder, a, b, c):
+    return call(builder, "llvm.fma.f64", a.type, [a, b, c]) if HAS_FMA else emulated_fma64(builder, a, b, c)
 
 
 def emulated_fma32(builder, a, b, c):
