@@ -225,17 +225,9 @@ def over_rows(run, full, reduced, axes, dtype, along_columns=None):
     ``dtype`` (a mask: bytes).
     """
     full = [a if a is None or type(a) is ndarray else a.view(ndarray) for a in full]
-    views: list[Any] = []
-    for array in full:
-        view = None
-        if array is not None:
-            if array.dtype == dtype or (views and array.dtype == np.uint8):
-                view = as_rows(array, axes)
-            if view is None:
-                break
-            view = kernel_view(view)
-        views.append(view)
-    else:
+    views = [None if a is None else rows_for_kernels(a, axes, dtype, i > 0) for i, a in enumerate(full)]
+    are_rows = [a is None or view is not None for a, view in zip(full, views, strict=True)]
+    if all(are_rows):
         rows, n = views[0].shape
         step = max(1, CALL // max(1, n))
         if step >= rows:
@@ -244,11 +236,18 @@ def over_rows(run, full, reduced, axes, dtype, along_columns=None):
         for start in range(0, rows, step):
             part = slice(start, start + step)
             run([None if v is None else v[part] for v in views], [r[part] for r in reduced])
-        return
-    if full[0].size <= LITTLE:
+    elif full[0].size <= LITTLE:
         at_once(run, full, reduced, axes, dtype)
     elif along_columns is None or not over_columns(along_columns, run, full, reduced, axes, dtype):
-        stage(run, full, reduced, axes, dtype)
+        stage(run, full, views, reduced, axes, dtype)
+
+
+def rows_for_kernels(array, axes, dtype, may_be_mask):
+    """The rows of an array as kernels for ``dtype`` take them, or None."""
+    if array.dtype != dtype and not (may_be_mask and array.dtype == np.uint8):
+        return None
+    view = as_rows(array, axes)
+    return None if view is None else kernel_view(view)
 
 
 def over_columns(along_columns, run, full, reduced, axes, dtype):
@@ -321,32 +320,35 @@ def at_once(run, full, reduced, axes, dtype):
         transpose.assign(output, first.view(dtype).reshape(output.shape))
 
 
-def stage(run, full, reduced, axes, dtype):
-    """``over_rows`` by way of buffers."""
+def stage(run, full, views, reduced, axes, dtype):
+    """``over_rows`` by way of buffers, for the arrays that have no view as rows: a mask may be the only one."""
     moved = [None if a is None else last(a, axes) for a in full]
     shape = next(a.shape for a in moved if a is not None)
     outer, inner = shape[: len(shape) - len(axes)], shape[len(shape) - len(axes) :]
     n = math.prod(inner)
-    output = moved[-1]
     most = max(1, min(math.prod(outer), BLOCK // max(1, n)))
-    kinds = [
-        None if a is None else np.dtype(np.uint8) if a.dtype == np.uint8 and i != 0 else dtype
-        for i, a in enumerate(moved)
-    ]
-    buffers = [None if k is None else buffer(most, n, k) for k in kinds]
-    if output is not None:
-        buffers[-1] = next(b for b in buffers[:-1] if b is not None)  # in place
+    buffers: list[Any] = [None] * len(full)
+    for i, (a, view) in enumerate(zip(moved, views, strict=True)):
+        if a is not None and view is None:
+            kind = np.dtype(np.uint8) if i > 0 and a.dtype == np.uint8 else dtype
+            is_in_place = i == len(full) - 1 and buffers[0] is not None
+            buffers[i] = buffers[0] if is_in_place else buffer(most, n, kind)
     done = 0
     for index in blocks(outer, most):
-        part = [None if a is None else a[(*index, ...)] for a in moved]
         rows = math.prod(part_shape(outer, index))
-        work = [None if b is None else b[:rows] for b in buffers]
-        for a, b in zip(part[:-1], work[:-1], strict=True):
-            if a is not None:
-                transpose.copy(b.reshape(a.shape), a)
-        run([None if b is None else kernel_view(b) for b in work], [r[done : done + rows] for r in reduced])
-        if output is not None:
-            transpose.copy(part[-1], work[-1].reshape(part[-1].shape))
+        work = []
+        for i, (a, b) in enumerate(zip(moved, buffers, strict=True)):
+            if b is None:
+                work.append(None if a is None else views[i][done : done + rows])
+                continue
+            if i < len(full) - 1:
+                part = a[(*index, ...)]
+                transpose.copy(b[:rows].reshape(part.shape), part)
+            work.append(kernel_view(b[:rows]))
+        run(work, [r[done : done + rows] for r in reduced])
+        if buffers[-1] is not None:
+            part = moved[-1][(*index, ...)]
+            transpose.copy(part, buffers[-1][:rows].reshape(part.shape))
         done += rows
 
 

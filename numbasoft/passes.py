@@ -14,6 +14,9 @@ from numba import types
 from numba.extending import overload
 
 from .elementary import (
+    DEEP,
+    PLAIN,
+    any_factor,
     coefficients,
     deep_factor,
     divided,
@@ -490,11 +493,13 @@ def second_vector(array, at, n):
 
 
 @inline
-def row_probabilities(e, e_at, n, first, second, is_deep, y, at, x=None, x_at=0, mask=None, mask_at=0):
-    """Loop 4 from a reciprocal that is raised in deep rows (see tiles.raise_deep), and beside it loop 1."""
-    if is_deep:
+def row_probabilities(e, e_at, n, first, second, way, y, at, x=None, x_at=0, mask=None, mask_at=0):
+    """Loop 4 from what ``tiles.choose_ways`` chose, and beside it loop 1."""
+    if way == PLAIN:
+        return row_scaled(e, e_at, n, (first, second), y, at, x, x_at, mask, mask_at)
+    if way == DEEP:
         return row_scaled(e, e_at, n, deep_factor(first, second), y, at, x, x_at, mask, mask_at)
-    return row_scaled(e, e_at, n, (first, second), y, at, x, x_at, mask, mask_at)
+    return row_scaled(e, e_at, n, any_factor(first, second), y, at, x, x_at, mask, mask_at)
 
 
 @inline

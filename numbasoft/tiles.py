@@ -12,6 +12,9 @@ from numba.extending import overload
 
 from .caches import first_cache
 from .elementary import (
+    ANY,
+    DEEP,
+    PLAIN,
     bounded,
     largest,
     logarithm,
@@ -216,41 +219,45 @@ def raised_reciprocals(total, lost, count, first, second):
         store(second, j, load(second, j) * raising(first))
 
 
-def raise_deep(m, bottom, high, count, first, second, deep):
-    """Raise the reciprocals of rows that may have subnormal probabilities, for ``elementary.deep_factor``.
+def choose_ways(m, bottom, high, count, first, second, way):
+    """How every row of a tile is to be divided by its sum; the reciprocals of all but ``PLAIN`` ones are raised.
 
-    Their maximum, their least element and the reciprocal itself tell; ``is_deep`` tells later.
+    Its maximum, its least element and the reciprocal tell what its least probability is about; if that is 0, as
+    in rows with a mask, then not.
     """
 
 
-@overload(raise_deep, **INLINE)
-def raise_deep_by_type(m, bottom, high, count, first, second, deep):
-    return raise_none if first.dtype == types.float64 else raise_deep_32
+@overload(choose_ways, **INLINE)
+def choose_ways_by_type(m, bottom, high, count, first, second, way):
+    return choose_none if first.dtype == types.float64 else choose_ways_32
 
 
-def raise_none(m, bottom, high, count, first, second, deep):
-    """Such rows of float64 are rare."""
+def choose_none(m, bottom, high, count, first, second, way):
+    """In float64 all are plain."""
 
 
-def raise_deep_32(m, bottom, high, count, first, second, deep):
+def choose_ways_32(m, bottom, high, count, first, second, way):
     one = 2.0**-60  # the reciprocal where the maximum is about all of the sum
     for j in range(0, count, lanes(first)):
         f = load(first, j)
-        powers = select(f > one / 8.0, splat(f, 70.0), select(f > one / 1024.0, splat(f, 63.0), 42.0))
-        is_it = (f > 0.0) & ((load(m, j) - load(bottom, j)) * high > powers)
-        factor = select(is_it, splat(f, raising(first)), 1.0)
+        # down to 2**-73 plainly; 2**-125 is a normal number
+        plain = select(f > one / 8.0, splat(f, 70.0), select(f > one / 1024.0, splat(f, 63.0), 42.0))
+        depth = (load(m, j) - load(bottom, j)) * high
+        is_raised = (f > 0.0) & (depth > plain)  # not where there is NaN
+        is_deep = is_raised & (depth > plain + 52.0) & (depth < np.inf)
+        factor = select(is_raised, splat(f, raising(first)), 1.0)
         store(first, j, f * factor)
         store(second, j, load(second, j) * factor)
-        store(deep, j, factor)
+        store(way, j, select(is_deep, splat(f, DEEP), select(is_raised, splat(f, ANY), PLAIN)))
 
 
-def is_deep(deep, r):
-    """Whether ``raise_deep`` has raised the reciprocal of row r of a tile."""
+def way_of(way, r):
+    """What ``choose_ways`` chose for row r of a tile."""
 
 
-@overload(is_deep, **INLINE)
-def is_deep_by_type(deep, r):
-    return (lambda deep, r: False) if deep.dtype == types.float64 else (lambda deep, r: deep[r] > 1.0)
+@overload(way_of, **INLINE)
+def way_of_by_type(way, r):
+    return (lambda way, r: PLAIN) if way.dtype == types.float64 else (lambda way, r: way[r])
 
 
 def reciprocal(total, lost, like):

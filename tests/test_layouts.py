@@ -7,6 +7,7 @@ from oracle import DTYPES, check, limit
 from samples import BACKWARD, FORWARD, sample
 
 import numbasoft
+from numbasoft import arrays as module
 
 pytestmark = pytest.mark.usefixtures("little")
 
@@ -409,3 +410,49 @@ def test_columns_above_two_to_the_thirty_first():
     numbasoft.softmax(x, 0, out=x)
     check(x[:, -1], oracle.softmax(np.array([0, 0, 1], np.float16)), 0.51)
     assert (x[:, :-1] == np.float16(1 / 3)).all()
+
+
+MASKS = [(33, 70), (3, 1, 1, 70), (3, 1, 33, 70), (1, 4, 1, 70), (70,), (33, 1), (3, 4, 33, 70)]
+
+
+@pytest.mark.parametrize("axis", [-1, 1, (0, 2)], ids=str)
+@pytest.mark.parametrize("shape", MASKS, ids=str)
+@by_dtype
+def test_masks_that_are_broadcast_are_copied_alone(dtype, shape, axis, monkeypatch, rng):
+    x = sample("random", rng, 3 * 4 * 33, 70, dtype).reshape(3, 4, 33, 70)
+    where = rng.random(shape) < 0.7
+    want = numbasoft.softmax(x, axis, where=np.ascontiguousarray(np.broadcast_to(where, x.shape)))
+    monkeypatch.setattr(module, "BLOCK", 5000)  # many blocks
+    kinds, buffer = [], module.buffer
+
+    def spied(rows, n, kind):
+        kinds.append(kind)
+        return buffer(rows, n, kind)
+
+    monkeypatch.setattr(module, "buffer", spied)
+    same_bits(numbasoft.softmax(x, axis, where=where), want)
+    if axis == -1:
+        assert all(kind == np.uint8 for kind in kinds) and len(kinds) <= 1
+    for layout in WRITEABLE:
+        out = LAYOUTS[layout](np.zeros_like(x))
+        numbasoft.softmax(x, axis, where=where, out=out)
+        same_bits(out, want)
+        out = LAYOUTS[layout](x)
+        numbasoft.softmax(out, axis, where=where, out=out)
+        same_bits(out, want)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_arrays_of_which_some_are_copied(layout, monkeypatch, rng):
+    monkeypatch.setattr(module, "BLOCK", 5000)
+    x = rng.standard_normal((60, 110)).astype("f4")
+    y, g = numbasoft.softmax(x), rng.standard_normal(x.shape).astype("f4")
+    want = numbasoft.softmax_backward(g, y)
+    for first, second in (LAYOUTS[layout], np.copy), (np.copy, LAYOUTS[layout]):
+        same_bits(numbasoft.softmax_backward(first(g), second(y)), want)
+        if layout in WRITEABLE:
+            for place in range(3):
+                arguments = first(g), second(y)
+                out = (*arguments, LAYOUTS[layout](np.zeros_like(x)))[place]
+                numbasoft.softmax_backward(*arguments, out=out)
+                same_bits(out, want)

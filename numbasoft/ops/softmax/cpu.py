@@ -8,7 +8,7 @@ from numba.extending import overload
 
 from ...columns import MOST as MOST_COLUMNS
 from ...columns import exchanged, gathered, plane_dot, plane_exponentials, scattered, tile, tiles_of
-from ...elementary import any_factor, deep_factor, divided, raising, shift_of
+from ...elementary import DEEP, PLAIN, any_factor, deep_factor, divided, raising, shift_of
 from ...jit import INLINE, inline, kernel, parallel_kernel
 from ...narrow import (
     MOST,
@@ -55,17 +55,17 @@ from ...split import (
 from ...summation import two_parts
 from ...tiles import (
     ROWS,
+    choose_ways,
     exponentials_in,
-    is_deep,
     larger_tile,
     prefetch_distance,
     put,
-    raise_deep,
     raised_reciprocals,
     reciprocal,
     reciprocals,
     rows_in_tile,
     shifts,
+    way_of,
 )
 from ...vector import (
     drained,
@@ -103,7 +103,7 @@ def forward_rows(
     c, magic = stack_array(x, ROWS), stack_array(x, ROWS)
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
-    first, second, deep = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    first, second, way = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     i = start
     while i < stop:
         count = min(rows_in_tile(n, larger_tile(x)), stop - i)
@@ -124,7 +124,7 @@ def forward_rows(
                 e, e_at, shift, high, low, ahead, exact_for(x),
             )  # fmt: skip
         reciprocals(total, lost, count, first, second)
-        raise_deep(m, bottom, high, count, first, second, deep)
+        choose_ways(m, bottom, high, count, first, second, way)
 
         # loop 4: every element divided by the sum of its row; beside it loop 1 of the next tile
         for r in range(count):
@@ -133,14 +133,14 @@ def forward_rows(
             is_empty = filled_if_empty(x, mask, row_at(mask, i + r), n, m[r], y, y_at, n, 0.0)
             if k < stop and not is_empty:
                 s = row_probabilities(
-                    e, e_at, n, first[r], second[r], is_deep(deep, r), y, y_at,
+                    e, e_at, n, first[r], second[r], way_of(way, r), y, y_at,
                     x, row_at(x, k), mask, row_at(mask, k),
                 )  # fmt: skip
                 m[r], bottom[r] = s
             elif k < stop:
                 m[r], bottom[r] = row_range(x, row_at(x, k), mask, row_at(mask, k), n)
             elif not is_empty:
-                row_probabilities(e, e_at, n, first[r], second[r], is_deep(deep, r), y, y_at)
+                row_probabilities(e, e_at, n, first[r], second[r], way_of(way, r), y, y_at)
         i += count
 
 
@@ -158,25 +158,21 @@ def forward_parallel(x, mask, work, high, low, y, blocks):
 
 
 class Quotients(NamedTuple):
-    """The exponentials of a row and the reciprocal of their sum, in two parts; raised where it is deep."""
+    """The exponentials of a row, the reciprocal of their sum in two parts, and the way (see tiles.choose_ways)."""
 
     e: Any
     at: int
     first: float
     second: float
-    is_deep: bool
+    way: float
 
     def value_at(self, j, count):
         e = loaded(self.e, self.at + j, count)
-        if self.is_deep:
+        if self.way == PLAIN:
+            return divided(e, (self.first, self.second))
+        if self.way == DEEP:
             return divided(e, deep_factor(self.first, self.second))
-        return divided(e, (self.first, self.second))
-
-    def common_at(self, j):
-        return divided(load(self.e, self.at + j), (self.first, self.second))
-
-    def uncommon_after(self, j, end):
-        return j if self.is_deep else end
+        return divided(e, any_factor(self.first, self.second))
 
 
 @inline
@@ -195,7 +191,7 @@ def rows_past_caches(
     c, magic = stack_array(x, ROWS), stack_array(x, ROWS)
     rest, lowest, fraction = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     total, lost = stack_array(np.float64, ROWS), stack_array(np.float64, ROWS)
-    first, second, deep = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
+    first, second, way = stack_array(x, ROWS), stack_array(x, ROWS), stack_array(x, ROWS)
     next_m, next_bottom = stack_array(x, ROWS), stack_array(x, ROWS)
     line, found = stack_array(x, TWO_VECTORS), stack_array(x, TWO_VECTORS)
     i, count = start, 0
@@ -212,7 +208,7 @@ def rows_past_caches(
         # beside them loop 4 of the tile before, and loop 1 of the next
         for r in range(count):
             e_at, shift = row_at(work, block) + r * n, (c[r], magic[r], rest[r], lowest[r], fraction[r])
-            quotients = Quotients(work, e_at, first[r], second[r], is_deep(deep, r))
+            quotients = Quotients(work, e_at, first[r], second[r], way_of(way, r))
             row = row_of(quotients, y, i - before + r, r < before, start, stop, line)
             # where no more rows come, the last stands for them
             ranged = Ranged(x, row_at(x, min(i + count + r, stop - 1)), nothing_found(found))
@@ -224,10 +220,10 @@ def rows_past_caches(
 
         # loop 4 by itself: rows that no row of this tile is beside
         for r in range(count, before):
-            quotients = Quotients(work, row_at(work, block) + r * n, first[r], second[r], is_deep(deep, r))
+            quotients = Quotients(work, row_at(work, block) + r * n, first[r], second[r], way_of(way, r))
             write_row(row_of(quotients, y, i - before + r, True, start, stop, line), found)
         reciprocals(total, lost, count, first, second)
-        raise_deep(m, bottom, high, count, first, second, deep)
+        choose_ways(m, bottom, high, count, first, second, way)
         for r in range(count):
             m[r], bottom[r] = next_m[r], next_bottom[r]
         i += count
