@@ -55,6 +55,25 @@ class Speed:
         self.call()
 
 
+class Masked:
+    """Attention weights with a causal mask: one for all heads, or of all elements."""
+
+    params = (["of all heads", "of all elements"], list(THREADS))
+    param_names = ("mask", "threads")
+    warmup_time = 0.1
+
+    def setup(self, mask, threads):
+        numba.set_num_threads(THREADS[threads])
+        (x,) = workloads.Workload("softmax", (8, 1024, 1024)).inputs()
+        where = np.tri(1024, dtype=bool)
+        where = where if mask == "of all heads" else np.tile(where, (8, 1, 1))
+        self.call = functools.partial(numbasoft.softmax, x, temperature=8.0, where=where, out=np.empty_like(x))
+        self.call()
+
+    def time_call(self, mask, threads):
+        self.call()
+
+
 class Copy:
     """The time of a call over that of a parallel copy of the same bytes, measured in turns: 1 is the limit."""
 
