@@ -67,7 +67,9 @@ class Masked:
         (x,) = workloads.Workload("softmax", (8, 1024, 1024)).inputs()
         where = np.tri(1024, dtype=bool)
         where = where if mask == "of all heads" else np.tile(where, (8, 1, 1))
-        self.call = functools.partial(numbasoft.softmax, x, temperature=8.0, where=where, out=np.empty_like(x))
+        self.call = functools.partial(
+            numbasoft.softmax, x, temperature=8.0, where=where, out=np.empty_like(x)
+        )
         self.call()
 
     def time_call(self, mask, threads):
