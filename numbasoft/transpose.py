@@ -8,7 +8,6 @@ from .launch import launch
 from .vector import block_side, prefetch_to_write, row_at, transpose_block
 
 TILE = 64  # elements of one side: the lines of both arrays stay in the first cache until used whole
-LONG = 4  # elements of a row; in shorter ones NumPy takes longer for a row than for its elements
 BITS = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
@@ -44,34 +43,56 @@ def copy_rows(source, first, stop, to):
 
 @kernel
 def copy_tiles(source, to):
-    copy_rows(source, 0, source.shape[0], to)
+    for k in range(source.shape[0]):
+        copy_rows(source[k], 0, source.shape[1], to[k])
 
 
 @parallel_kernel
 def copy_tiles_parallel(source, to, blocks):
-    tiles = (source.shape[0] + TILE - 1) // TILE
+    tiles = (source.shape[1] + TILE - 1) // TILE
+    units = source.shape[0] * tiles
     for b in prange(blocks):
-        first, stop = b * tiles // blocks * TILE, (b + 1) * tiles // blocks * TILE
-        copy_rows(source, first, min(stop, source.shape[0]), to)
+        for u in range(b * units // blocks, (b + 1) * units // blocks):
+            first = u % tiles * TILE
+            copy_rows(source[u // tiles], first, min(first + TILE, source.shape[1]), to[u // tiles])
 
 
 def copy(to, source):
     """Copy a block of any layout and dtype into another of the same shape.
 
-    NumPy's own copy takes 7 to 25 ns per element where the short axis is the contiguous one.
+    NumPy's own copy takes 7 to 25 ns per element where the two do not run along the same axis, and else half as long.
     """
-    a, b = (as_matrix(source), as_matrix(to)) if source.dtype == to.dtype else (None, None)
-    if a is None or b is None or a.shape != b.shape or 1 in a.shape or are_alike(a, b):
-        assign(to, source)
+    if source.dtype == to.dtype and all(map(is_plain, (source, to))):
+        rows, columns = shortest_step(source), shortest_step(to)
+        if rows is not None and rows != columns:
+            kind = BITS[to.itemsize]
+            order = [*(i for i in range(to.ndim) if i not in (rows, columns)), rows, columns]
+            cross(source.view(kind).transpose(order), to.view(kind).transpose(order))
+            return
+    assign(to, source)
+
+
+def is_plain(block):
+    return block.dtype.isnative and block.flags.aligned and block.itemsize in BITS
+
+
+def shortest_step(block):
+    """The axis along which different elements lie next to each other, or nearest; None if all are one."""
+    axes = [i for i, n in enumerate(block.shape) if n > 1 and block.strides[i]]
+    return min(axes, key=lambda i: abs(block.strides[i]), default=None)
+
+
+def cross(source, to):
+    """Copy matrices that run along their columns to ones that run along their rows."""
+    shape = -1, *to.shape[-2:]
+    try:
+        a, b = source.reshape(shape, copy=False), to.reshape(shape, copy=False)
+    except ValueError:
+        for part in zip(source, to, strict=True):
+            cross(*part)
         return
-    if b.strides[0] == b.itemsize:
-        a, b = a.T, b.T
-    launch(copy_tiles, copy_tiles_parallel, a.dtype, (a,), (b,), -(-a.shape[0] // TILE), a.size)
-
-
-def are_alike(a, b):
-    """Whether both run along long rows, which NumPy copies twice as fast as ``copy_tiles``, whatever their steps."""
-    return a.shape[1] >= LONG and all(abs(m.strides[1]) < abs(m.strides[0]) for m in (a, b))
+    tiles = a.shape[0] * -(-a.shape[1] // TILE)
+    launch(copy_tiles, copy_tiles_parallel, a.dtype, (a,), (b,), tiles, a.size)
 
 
 def assign(to, source):
@@ -81,14 +102,3 @@ def assign(to, source):
         return
     with np.errstate(over="ignore", under="ignore"):  # a float64 result may end at infinity, or at 0
         np.copyto(to, source, casting="unsafe")
-
-
-def as_matrix(block):
-    """The bits of a block as a matrix with its last axis as the columns, or None."""
-    if block.ndim < 2 or not block.dtype.isnative or not block.flags.aligned or block.itemsize not in BITS:
-        return None
-    try:
-        matrix = block.reshape((block.size // block.shape[-1], block.shape[-1]), copy=False)
-    except ValueError:
-        return None
-    return matrix.view(BITS[block.itemsize])
