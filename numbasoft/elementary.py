@@ -348,8 +348,8 @@ def bounded(shift, bottom):
 
 # How loop 4 divides by a sum whose reciprocal is known in two parts. Where float32 may have a probability as a subnormal
 # number, the reciprocal is raised, so that nothing is subnormal on the way: that would lose digits, and it takes the
-# CPU many times as long. Rows without probabilities as small as 2**-73 need that not: there all products are normal
-# numbers, or exact. All ways give the same results.
+# CPU many times as long. Rows without probabilities as small as 2**-73 need that not: what a subnormal product with
+# the second part loses there lies too far below the first product to change a rounding. All ways give the same results.
 PLAIN, ANY, DEEP = 0.0, 1.0, 2.0
 
 

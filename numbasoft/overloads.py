@@ -40,6 +40,10 @@ def check_array(array, name):
         raise TypingError(
             f"{name} has dtype {array.dtype}, but must have dtype float32, float64, bool or int"
         )
+    if not array.aligned:
+        raise TypingError(
+            f"{name} is a field of packed records, {array}, of which compiled code takes a copy only"
+        )
 
 
 def check_same(array, name, other, other_name):
@@ -56,9 +60,10 @@ def check_options(axis, temperature):
         raise TypingError(f"temperature is {temperature}, but must be {TEMPERATURES}")
 
 
-def check_mask(where):
-    if not is_none(where) and not (isinstance(where, Array) and isinstance(where.dtype, Boolean)):
-        raise TypingError(f"where is {where}, but must be an array of bool")
+def check_mask(where, x):
+    is_mask = isinstance(where, Array) and isinstance(where.dtype, Boolean) and where.ndim <= x.ndim
+    if not is_none(where) and not is_mask:
+        raise TypingError(f"where is {where}, but must be an array of bool with at most {x.ndim} axes")
 
 
 def check_output(out, array):
@@ -160,52 +165,73 @@ def rows_of_mask(where, x, outer, n, inner):
     return whole.reshape((outer, n)) if inner == 1 else rows_across(whole.reshape((outer, n, inner)))
 
 
+# Everything is checked before anything is allocated: Numba frees nothing when an exception is raised.
+
+
+def check_broadcast(where, x):
+    """That a mask can be broadcast to the shape of x."""
+
+
+@overload(check_broadcast, jit_options=SURROUNDING)
+def check_broadcast_by_type(where, x):
+    return (lambda where, x: None) if is_none(where) else is_broadcast
+
+
+def is_broadcast(where, x):
+    for k in range(where.ndim):
+        if where.shape[where.ndim - 1 - k] not in (1, x.shape[x.ndim - 1 - k]):
+            raise ValueError("where has a shape that does not broadcast to that of x")
+
+
+def check_given(out, x):
+    """That ``out`` has the shape of x, if there is one."""
+
+
+@overload(check_given, jit_options=SURROUNDING)
+def check_given_by_type(out, x):
+    return (lambda out, x: None) if is_none(out) else has_shape
+
+
+def has_shape(out, x):
+    if x.shape != out.shape:
+        raise ValueError("out has another shape than the result")
+
+
+def check_apart(out, x):
+    """That ``out``, if it is written directly, is x or shares no memory with it, unless x is copied before."""
+
+
+@overload(check_apart, jit_options=SURROUNDING)
+def check_apart_by_type(out, x):
+    if is_none(out) or is_none(x) or out.layout != "C":
+        return lambda out, x: None
+    if isinstance(x.dtype, Boolean):
+        return lambda out, x: are_apart(out, x, False)
+    return (lambda out, x: are_apart(out, x, True)) if x.dtype == out.dtype else lambda out, x: None
+
+
+@surrounding
+def are_apart(out, x, may_be_one):
+    step = x.itemsize
+    for k in range(x.ndim - 1, -1, -1):
+        if x.shape[k] != 1 and x.strides[k] != step:
+            return  # not one behind the other: it is copied
+        step *= x.shape[k]
+    a, b = out.ctypes.data, x.ctypes.data
+    if a < b + x.size * x.itemsize and b < a + out.size * out.itemsize and not (may_be_one and a == b):
+        raise ValueError("out overlaps an input, but must be the same array, or share no memory")
+
+
 def room_for(x, out):
     """Where the result is made, in C order: ``out`` if that is, else new."""
 
 
 @overload(room_for, jit_options=SURROUNDING)
 def room_by_type(x, out):
-    if is_none(out):
-        return new_room
-    return given_room if out.layout == "C" else room_beside
-
-
-def new_room(x, out):
-    return np.empty(x.shape, as_floats(x).dtype)
-
-
-def given_room(x, out):
-    check_shape(x, out)
-    check_apart(x, out)
-    return out
-
-
-def room_beside(x, out):
-    check_shape(x, out)
-    return np.empty(x.shape, out.dtype)
-
-
-@surrounding
-def check_shape(x, out):
-    if x.shape != out.shape:
-        raise ValueError("out has another shape than the result")
-
-
-def check_apart(x, out):
-    """That two arrays are one or share no memory; what is copied first may."""
-
-
-@overload(check_apart, jit_options=SURROUNDING)
-def check_apart_by_type(x, out):
-    return are_apart if x.layout == "C" and x.dtype == out.dtype else lambda x, out: None
-
-
-def are_apart(x, out):
-    a, b = x.ctypes.data, out.ctypes.data
-    size = x.size * x.itemsize
-    if a != b and a < b + size and b < a + size:
-        raise ValueError("out overlaps an input, but must be the same array, or share no memory")
+    if not is_none(out) and out.layout == "C":
+        return lambda x, out: out
+    dtype = np.float32 if x.dtype == float32 else np.float64
+    return lambda x, out: np.empty(x.shape, dtype)
 
 
 def finished(y, out):
@@ -223,6 +249,18 @@ def copied_to_out(y, out):
     for index in np.ndindex(y.shape):
         out[index] = y[index]
     return out
+
+
+def numbers(values, count, like):
+    """One number for each row, from an array of the reduced shape or one number: in float32 where x, ``like``, is, else float64."""
+
+
+@overload(numbers, jit_options=SURROUNDING)
+def numbers_by_type(values, count, like):
+    dtype = np.float32 if isinstance(like, Array) and like.dtype == float32 else np.float64
+    if isinstance(values, Array):
+        return lambda values, count, like: np.ascontiguousarray(values).reshape(values.size).astype(dtype)
+    return lambda values, count, like: np.full(count, values, dtype)
 
 
 @intrinsic
@@ -258,7 +296,7 @@ def checked(temperature, like):
 
 @overload(checked, jit_options=SURROUNDING)
 def checked_by_type(temperature, like):
-    return checked_64 if like.dtype == float64 else checked_32
+    return checked_32 if like.dtype == float32 else checked_64
 
 
 def checked_64(temperature, like):
@@ -277,13 +315,15 @@ def checked_32(temperature, like):
 
 @surrounding
 def quotient(a, b, c, t):
-    """(a + b + c) / t as the sum of two float64, each correctly rounded but for a chance of some 2**-45."""
+    """(a + b + c) / t as the sum of two float64, each correctly rounded but for a chance of some 2**-45, or where it is subnormal."""
+    down = 2.0**-512 if t > 2.0**512 else 1.0  # so that nothing is subnormal
+    t *= down
     high = a / t
     low = rest_of(high, a, b, c, t)
     if high + low != high:
         high += low
         low = rest_of(high, a, b, c, t)
-    return high, low
+    return high * down, low * down
 
 
 @surrounding
@@ -358,13 +398,17 @@ def forward(run):
     def by_type(x, axis=-1, temperature=1.0, where=None, out=None):
         check_array(x, "x")
         check_options(axis, temperature)
-        check_mask(where)
+        check_mask(where, x)
         check_output(out, x)
 
         def compiled(x, axis=-1, temperature=1.0, where=None, out=None):
             outer, n, inner = extents(x.shape, axis)
+            t = checked(temperature, x)
+            check_broadcast(where, x)
+            check_given(out, x)
+            check_apart(out, x)
+            check_apart(out, where)
             y = room_for(x, out)
-            t = checked(temperature, y)
             if y.size > 0:
                 rows = rows_of(x, outer, n, inner)
                 mask = mask_rows(where, x, outer, n, inner)
@@ -385,8 +429,9 @@ overload(log_softmax, jit_options=SURROUNDING)(forward(log_softmax_rows))
 @surrounding
 def lse_of_rows(x, axis, temperature, where):
     outer, n, inner = extents(x.shape, axis)
-    lse = np.full(outer * inner, -np.inf, as_floats(x).dtype)
-    t = checked(temperature, lse)
+    t = checked(temperature, x)
+    check_broadcast(where, x)
+    lse = numbers(-np.inf, outer * inner, x)
     if x.size > 0:
         rows = rows_of(x, outer, n, inner)
         mask = mask_rows(where, x, outer, n, inner)
@@ -402,7 +447,7 @@ def lse_of_rows(x, axis, temperature, where):
 def logsumexp_by_type(x, axis=-1, temperature=1.0, where=None):
     check_array(x, "x")
     check_options(axis, temperature)
-    check_mask(where)
+    check_mask(where, x)
     if x.ndim == 1 or is_none(axis):
         return lambda x, axis=-1, temperature=1.0, where=None: lse_of_rows(x, axis, temperature, where)[0]
 
@@ -434,9 +479,11 @@ def backward(run, name):
         if grad.shape != y.shape:
             raise ValueError("grad has another shape than what the forward pass returned")
         outer, n, inner = extents(y.shape, axis)
+        t = checked(temperature, y)
+        check_given(out, y)
+        check_apart(out, grad)
+        check_apart(out, y)
         dx = room_for(y, out)
-        check_apart(grad, dx)
-        t = checked(temperature, dx)
         if y.size > 0:
             g, rows = rows_of(grad, outer, n, inner), rows_of(y, outer, n, inner)
             result = dx.reshape((outer, n)) if inner == 1 else np.empty(rows.shape, dx.dtype)
@@ -467,23 +514,6 @@ def log_softmax_backward_by_type(grad, log_y, axis=-1, temperature=1.0, out=None
     )
 
 
-def numbers(values, count, like):
-    """One number for each row, from an array of the reduced shape or one number, in the dtype of an array."""
-
-
-@overload(numbers, jit_options=SURROUNDING)
-def numbers_by_type(values, count, like):
-    return (
-        numbers_of_array
-        if isinstance(values, Array)
-        else lambda values, count, like: np.full(count, values, like.dtype)
-    )
-
-
-def numbers_of_array(values, count, like):
-    return np.ascontiguousarray(values).reshape(values.size).astype(like.dtype)
-
-
 def check_reduced(values, name, x, axis):
     ndim = 0 if is_none(axis) else x.ndim - 1
     is_right = isinstance(values, Array) and values.ndim == ndim and isinstance(values.dtype, Float)
@@ -503,11 +533,13 @@ def logsumexp_backward_by_type(grad, x, lse, axis=-1, temperature=1.0, out=None)
         outer, n, inner = extents(x.shape, axis)
         check_reduced_shape(grad, x, axis)
         check_reduced_shape(lse, x, axis)
+        t = checked(temperature, x)
+        check_given(out, x)
+        check_apart(out, x)
         dx = room_for(x, out)
-        t = checked(temperature, dx)
         if x.size > 0:
             rows = rows_of(x, outer, n, inner)
-            g, s = numbers(grad, outer * inner, np.empty(0)), numbers(lse, outer * inner, dx)
+            g, s = numbers(grad, outer * inner, t), numbers(lse, outer * inner, x)
             high, low = scale(t, rows)
             result = dx.reshape((outer, n)) if inner == 1 else np.empty(rows.shape, dx.dtype)
             logsumexp_cpu.backward(to_read(g), to_read(rows), to_read(s), high, low, t, to_write(result))
