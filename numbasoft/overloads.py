@@ -1,7 +1,28 @@
-"""The softmax family inside a caller's own ``@njit`` functions: what Numba compiles there for ``numbasoft.softmax`` and others.
+"""The softmax family inside a caller's own ``@njit`` functions.
 
-The kernels are those of calls from Python, and so are the bits of their results. They run in the thread that
-calls: ``prange`` around them is the caller's. Rows that do not lie one behind the other are copied.
+``softmax``, ``log_softmax``, ``logsumexp``, ``softmax_backward``, ``log_softmax_backward`` and ``logsumexp_backward`` are
+called there by the same names, and give the same bits. This module says what Numba compiles for them.
+
+- Arrays are float32 or float64; bool and integers are computed in float64.
+- ``axis`` is an int or None.
+- ``temperature`` is from 1e-290 to 1e290, for float32 from 1e-30 to 1e30.
+- ``logsumexp`` of an array of one axis, or over all, is a number, and takes neither ``keepdims`` nor ``out``.
+- No function takes ``stream``.
+
+The kernels are those of calls from Python. They run in the thread that calls: ``prange`` around them is the
+caller's. Rows that do not lie one behind the other are copied. What is wrong with the type of an argument is a
+``TypingError`` while the caller is compiled, else a ``ValueError`` or ``AxisError`` before anything is written.
+
+Examples
+--------
+>>> import numba
+>>> import numpy as np
+>>> import numbasoft
+>>> @numba.njit
+... def entropy(x):
+...     return -(numbasoft.softmax(x) * numbasoft.log_softmax(x)).sum()
+>>> round(entropy(np.zeros(4)), 4)
+1.3863
 """
 
 from fractions import Fraction
@@ -25,6 +46,8 @@ from .ops.logsumexp.api import logsumexp, logsumexp_backward
 from .ops.softmax import cpu as softmax_cpu
 from .ops.softmax.api import softmax, softmax_backward
 from .vector import fma
+
+__all__: list[str] = []
 
 # What is known of arguments while the caller is compiled
 

@@ -414,6 +414,19 @@ def test_errors_while_the_caller_is_compiled(call, message):
         call()
 
 
+def test_arguments_by_position_in_a_try_block(rng):
+    @numba.njit
+    def tried(x, temperature):
+        try:
+            return numbasoft.softmax(x, -1, temperature)
+        except Exception:
+            return x
+
+    x = logits(rng, (4, 30), "f4")
+    assert_same_bits(tried(x, 2), numbasoft.softmax(x, temperature=2))
+    assert_same_bits(tried(x, -1), x)
+
+
 def test_threads_are_the_callers(rng):
     @numba.njit(parallel=True)
     def rows(x, y):

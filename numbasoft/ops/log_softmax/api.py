@@ -84,7 +84,8 @@ def log_softmax(
     Notes
     -----
     A row with NaN or +inf, or with nothing but -inf, is NaN; a row of which ``where``
-    keeps nothing is -inf. The five loops are those of ``numbasoft.literal.log_softmax``.
+    keeps nothing is -inf. The five loops are those of ``numbasoft.literal.log_softmax``. Can be called
+    in ``@njit`` functions (see ``numbasoft.overloads``).
 
     References
     ----------
@@ -234,6 +235,10 @@ def log_softmax_backward(
     ------
     TypeError, ValueError, numpy.exceptions.AxisError
         As ``softmax_backward``.
+
+    Notes
+    -----
+    Can be called in ``@njit`` functions (see ``numbasoft.overloads``).
 
     Examples
     --------

@@ -88,6 +88,10 @@ def logsumexp(
     P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and
     softmax functions", IMA J. Numer. Anal. 41 (2021) 2311-2330.
 
+    Notes
+    -----
+    Can be called in ``@njit`` functions (see ``numbasoft.overloads``).
+
     Examples
     --------
     >>> import numpy as np
@@ -231,6 +235,10 @@ def logsumexp_backward(
     ------
     TypeError, ValueError, numpy.exceptions.AxisError
         As ``softmax_backward``.
+
+    Notes
+    -----
+    Can be called in ``@njit`` functions (see ``numbasoft.overloads``).
 
     Examples
     --------

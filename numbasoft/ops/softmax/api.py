@@ -91,7 +91,8 @@ def softmax(
     Notes
     -----
     A row with NaN or +inf, or with nothing but -inf, is NaN; a row of which ``where``
-    keeps nothing is 0. The four loops are those of ``numbasoft.literal.softmax``.
+    keeps nothing is 0. The four loops are those of ``numbasoft.literal.softmax``. Can be called
+    in ``@njit`` functions (see ``numbasoft.overloads``).
 
     References
     ----------
@@ -240,6 +241,10 @@ def softmax_backward(
         ``grad`` has another shape than ``y``, or see ``softmax``.
     numpy.exceptions.AxisError
         An axis is out of range.
+
+    Notes
+    -----
+    Can be called in ``@njit`` functions (see ``numbasoft.overloads``).
 
     Examples
     --------
