@@ -130,6 +130,33 @@ class LatencyOfOthers:
         return worker.time_call(self.call, 0.5)["best"]
 
 
+class LatencyInside:
+    """As ``Latency``, in a caller's own compiled function."""
+
+    params = ("softmax", "log_softmax")
+    param_names = ("function",)
+    unit = "seconds"
+    TIMES = 1000
+
+    def setup(self, function):
+        if not hasattr(numbasoft, "overloads"):
+            raise NotImplementedError("this commit has no functions for compiled code")
+        called = getattr(numbasoft, function)
+
+        @numba.njit
+        def many(x, times):
+            total = 0.0
+            for _ in range(times):
+                total += called(x)[0]
+            return total
+
+        self.call = functools.partial(many, np.arange(10.0), self.TIMES)
+        self.call()
+
+    def track_ten_numbers(self, function):
+        return worker.time_call(self.call, 0.5)["best"] / self.TIMES
+
+
 def literal_call(function, work):
     (x,) = work.inputs()
     function(x)
