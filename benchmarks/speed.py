@@ -140,7 +140,7 @@ class LatencyInside:
 
     def setup(self, function):
         if not hasattr(numbasoft, "overloads"):
-            raise NotImplementedError("this commit has no functions for compiled code")
+            raise NotImplementedError("this commit has no functions for compiled code")  # as in ``prepared``
         called = getattr(numbasoft, function)
 
         @numba.njit
