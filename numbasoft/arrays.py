@@ -18,7 +18,8 @@ from numpy import ndarray
 from numpy.typing import NDArray
 
 from . import checks, transpose
-from .launch import computing_dtype, fill_vectors
+from .launch import PARALLEL, computing_dtype, fill_vectors
+from .vector.types import WIDEST
 
 Array: TypeAlias = NDArray[Any]
 Axis: TypeAlias = int | tuple[int, ...] | None
@@ -35,7 +36,7 @@ LITTLE = 1 << 11
 # Longer rows are added up in segments (see numbasoft.passes), which no kernel for columns does.
 LONGEST_COLUMN = 1 << 14
 
-FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+BOOL, FLOAT32, FLOAT64 = np.dtype(np.bool_), np.dtype(np.float32), np.dtype(np.float64)
 LAST = -1  # the default of axis
 
 
@@ -51,10 +52,43 @@ def plain_rows(x, axis):
     return x.reshape(1, -1) if axis is None else None
 
 
-def is_plainly_computed(dtype, temperature):
-    """Whether the kernels take arrays of this dtype as they are, at this temperature, which may be any float."""
+def few_result(few, x, axis, temperature, where, out):
+    """The result for few plain rows, in 16 bits too and with a plain mask; None where they take the general path.
+
+    ``few`` makes, of dtype, temperature and whether there is a mask, a function of rows, the mask's bytes and the result,
+    or None.
+    """
+    if type(temperature) is not float:
+        return None
+    rows, mask = plain_rows(x, axis), None
+    if rows is None or not 0 < rows.size < PARALLEL or not takes_result(out, x):
+        return None
+    if where is not None:
+        if type(where) is not ndarray or where.dtype is not BOOL or where.shape != x.shape:
+            return None
+        if not where.flags.c_contiguous or (out is not None and np.may_share_memory(out, where)):
+            return None
+        mask = where.view(np.uint8).reshape(rows.shape)
+    elif rows.size > LITTLE and rows.shape[1] <= WIDEST:
+        return None
+    run = few(x.dtype, temperature, mask is not None)
+    if run is None:
+        return None
+    y = np.empty_like(x) if out is None else out
+    run(rows, mask, y)
+    return y
+
+
+def is_computed(dtype, temperature):
+    """Whether there are kernels for arrays of this dtype at this temperature, which may be any float."""
     is_allowed = checks.SMALLEST_TEMPERATURE <= temperature <= checks.LARGEST_TEMPERATURE
-    return is_allowed and dtype in (FLOAT32, FLOAT64) and computing_dtype(dtype, temperature) == dtype
+    is_float = dtype in checks.FLOATS or checks.is_bfloat16(dtype)
+    return is_allowed and is_float and computing_dtype(dtype, temperature) == dtype
+
+
+def is_plainly_computed(dtype, temperature):
+    """Whether they take the arrays as they are, not as integers."""
+    return dtype in (FLOAT32, FLOAT64) and is_computed(dtype, temperature)
 
 
 def simplified(x, temperature, out):
@@ -174,6 +208,8 @@ def as_rows(array, axes):
         return array if array.ndim == 2 > len(axes) else array.reshape(-1, math.prod(array.shape[axes[0] :]))
     if 0 < array.size <= LITTLE:  # to find out whether there is one takes as long as a copy
         return None
+    if array.size and axes and array.shape[axes[-1]] > 1 and array.strides[axes[-1]] != array.itemsize:
+        return None
     n = math.prod(array.shape[a] for a in axes)
     moved = array if axes == trailing(array.ndim, len(axes)) else last(array, axes)
     rows = array.size // n if n else math.prod(s for i, s in enumerate(array.shape) if i not in axes)
@@ -188,6 +224,8 @@ def as_rows(array, axes):
 
 def columns_order(array, axes):
     """The axes before and behind ``axes`` in memory, if they can be told apart and there are any behind; or None."""
+    if len(axes) == 1 and array.flags.c_contiguous:
+        return range(axes[0]), range(axes[0] + 1, array.ndim)
     step = min([abs(array.strides[a]) for a in axes], default=0)
     others = [i for i in range(array.ndim) if i not in axes]
     behind = [i for i in others if abs(array.strides[i]) < step]
@@ -274,6 +312,11 @@ def over_columns(along_columns, run, full, reduced, axes, dtype):
         return False
     reduced = [r.reshape((outer, inner)) for r in reduced]
     high, wide = max(1, CALL // (n * inner)), max(1, CALL // n)
+    if outer <= high and inner <= wide:
+        left = along_columns(views, reduced)
+        if left is not None:
+            done_as_rows(run, views, *left)
+        return True
     for i in range(0, outer, high):
         for k in range(0, inner, wide):
             part = slice(i, i + high), slice(None), slice(k, k + wide)

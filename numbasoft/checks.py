@@ -101,6 +101,8 @@ def temperature(value):
 
 def mask(where, shape):
     """``where`` as bytes, broadcast to the shape of x."""
+    if type(where) is np.ndarray and where.shape == shape and where.dtype == np.bool_:
+        return where.view(np.uint8)
     if isinstance(where, np.ma.MaskedArray):
         raise TypeError("where is a masked array, but must be an array of bool")
     result = np.asarray(where)

@@ -114,12 +114,19 @@ def numbers_of_by_type(v, numbers):
 
 
 def rows_numbers(values, i, count, numbers):
-    """One number for each row of a group, from values side by side or of stride 0, if there are any."""
+    """One number for each row of a group, from values side by side or of stride 0, or one for all, if there are any."""
 
 
 @overload(rows_numbers, **INLINE)
 def rows_numbers_by_type(values, i, count, numbers):
-    return (lambda values, i, count, numbers: None) if values == types.none else copy_numbers
+    if values == types.none:
+        return lambda values, i, count, numbers: None
+    return fill_numbers if isinstance(values, types.Float) else copy_numbers
+
+
+def fill_numbers(values, i, count, numbers):
+    for r in range(0, WIDEST, 8):
+        store(numbers, r, filled(numbers, values))
 
 
 def copy_numbers(values, i, count, numbers):

@@ -13,11 +13,13 @@ from numba import types
 from numba.extending import overload
 
 from .elementary import OFFSET_64, two_sum
-from .jit import INLINE
+from .jit import INLINE, inline
 from .vector import (
+    filled,
     fma,
     lanes,
     load,
+    load_part,
     operand,
     plus,
     select,
@@ -222,3 +224,21 @@ def exact_push_32(total, v):
 def exact_push_64(total, v):
     high, lost = two_sum(total[0], v)
     return high, total[1] + lost
+
+
+@inline
+def added_up(values):
+    """The sum of contiguous float64 numbers, rounded once; infinities and NaN as in a plain sum."""
+    one = filled(values, 1.0)
+    total = dot_start(one)
+    n, w = values.size, lanes(values)
+    for j in range(0, n, w):
+        v = load(values, j) if j + w <= n else load_part(values, j, n - j, 0.0)
+        total = dot_push(total, v, one)
+    s = sum_end(total)
+    if np.isfinite(s[0]):
+        return s[0] + s[1]
+    plain = 0.0
+    for j in range(n):
+        plain += values[j]
+    return plain

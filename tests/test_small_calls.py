@@ -12,7 +12,7 @@ from numbasoft import arrays, launch, transpose
 ml_dtypes = pytest.importorskip("ml_dtypes")
 API = {
     name: importlib.import_module(f"numbasoft.ops.{name}.api")
-    for name in ("softmax", "log_softmax", "logsumexp")
+    for name in ("softmax", "log_softmax", "logsumexp", "cross_entropy", "sigmoid")
 }
 SHAPES = [
     ((10,), -1), ((10,), 0), ((10,), None), ((1, 10), -1), ((3, 20), 1), ((3, 20), None), ((9, 3), -1),
@@ -354,3 +354,328 @@ def test_a_matrix_as_output(shape, rng):
         out = np.zeros(shape).view(np.matrix)
         assert call(out=out) is out
         assert_same_bits(np.asarray(out), call())
+
+
+@pytest.fixture
+def over_rows_taken(monkeypatch):
+    """A list with an item for every call that arrays take to kernels by the general path."""
+    taken = []
+    over_rows = arrays.over_rows
+    monkeypatch.setattr(arrays, "over_rows", lambda *given: (taken.append(1), over_rows(*given)))
+    return taken
+
+
+FEW_SHAPES = [((10,), -1), ((3, 20), 1), ((9, 3), -1), ((2, 3, 5), 2), ((5, 6), None), ((7, 1000), -1)]
+
+
+@by_temperature
+@pytest.mark.parametrize("has_mask", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES, ids=lambda v: str(v).replace(" ", ""))
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_sixteen_bits_and_masks(name, shape, axis, dtype, has_mask, t, rng, over_rows_taken):
+    x = rng.normal(0, 3, shape).astype(dtype)
+    where = rng.random(shape) < 0.6 if has_mask else None
+    if has_mask and x.ndim > 1:
+        where[0] = False  # a row of which nothing is kept
+    function = getattr(numbasoft, name)
+    got, given, in_place = function(x, axis, temperature=t, where=where), np.full_like(x, 7), x.copy()
+    assert function(x, axis, temperature=t, where=where, out=given) is given
+    assert function(in_place, axis, temperature=t, where=where, out=in_place) is in_place
+    assert not over_rows_taken
+    want = general(name, x, axis, t, where, None, None)
+    assert over_rows_taken
+    for result in got, given, in_place:
+        assert result.dtype == dtype
+        assert_same_bits(result, want)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_masks_that_are_not_plain(name, rng, over_rows_taken):
+    x = rng.normal(size=(4, 20)).astype(np.float32)
+    where = rng.random(x.shape) < 0.6
+    function = getattr(numbasoft, name)
+    want = function(x, where=where)
+    frozen = where.copy()
+    frozen.flags.writeable = False
+    assert_same_bits(function(x, where=frozen), want)
+    assert not over_rows_taken
+    for other in (
+        np.asfortranarray(where),
+        np.repeat(where, 2, 1)[:, ::2],
+        where.tolist(),
+        where.view(np.matrix),
+    ):
+        over_rows_taken.clear()
+        assert_same_bits(function(x, where=other), want)
+        assert over_rows_taken
+    assert_same_bits(function(x, where=where[:1]), function(x, where=np.broadcast_to(where[:1], x.shape)))
+    for wrong, error in (
+        (where.astype(np.uint8), TypeError),
+        (where[:3], ValueError),
+        (where[:, :3], ValueError),
+    ):
+        with pytest.raises(error, match="where"):
+            function(x, where=wrong)
+    y = np.empty(x.shape, np.float32)
+    overlapping = y.view(np.uint8).reshape(-1)[: x.size].view(bool).reshape(x.shape)
+    overlapping[...] = where
+    with pytest.raises(ValueError, match="out overlaps where"):
+        function(x, where=overlapping, out=y)
+
+
+LOSS = API["cross_entropy"]
+
+
+@pytest.fixture
+def only_few(monkeypatch):
+    """The general path of losses fails."""
+
+    def general(*arguments):
+        raise AssertionError("the general path")
+
+    monkeypatch.setattr(LOSS, "checked", general)
+
+
+LOSS_SHAPES = [(10,), (1, 10), (8, 16), (33, 3), (2, 3, 5), (7, 1000), (5, 1)]
+
+
+def of_losses(x, target, options):
+    """What all functions that have a way for few rows give."""
+    value, grad = numbasoft.cross_entropy_value_and_grad(x, target, **options)
+    return {
+        "cross_entropy": numbasoft.cross_entropy(x, target, **options),
+        "value": value,
+        "grad": grad,
+        "in place": numbasoft.cross_entropy_value_and_grad(
+            in_place := x.copy(), target, out=in_place, **options
+        )[1],
+    }
+
+
+@pytest.mark.parametrize("z", [0.0, 0.01])
+@pytest.mark.parametrize("t", [1.0, 0.3])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@by_dtype
+@pytest.mark.parametrize("shape", LOSS_SHAPES, ids=lambda v: str(v).replace(" ", ""))
+def test_few_losses(shape, dtype, reduction, t, z, rng, only_few, monkeypatch):
+    x = rng.normal(0, 30, shape).astype(dtype)
+    target = rng.integers(0, shape[-1], shape[:-1])
+    if target.ndim:
+        target.flat[0] = -100
+        x[np.unravel_index(0, target.shape)] = np.nan  # ignored, whatever it holds
+    else:
+        target = np.array(target)
+    options = {"reduction": reduction, "temperature": t, "z_loss": z}
+    got = of_losses(x, target, options)
+    if reduction != "none":
+        got["backward"] = numbasoft.cross_entropy_backward(0.3, x, target, **options)
+    if reduction == "mean" and not z:
+        got["perplexity"] = numbasoft.perplexity(x, target, temperature=t)
+    valid = np.asarray(np.maximum(target, 0))
+    if not z and reduction == "none":
+        got["token_log_probs"] = numbasoft.token_log_probs(x, valid, temperature=t)
+    monkeypatch.undo()
+    other = target.astype(np.int32)  # which takes the general path
+    want = of_losses(x, other, options)
+    if "backward" in got:
+        want["backward"] = numbasoft.cross_entropy_backward(0.3, x, other, **options)
+    if "perplexity" in got:
+        want["perplexity"] = numbasoft.perplexity(x, other, temperature=t)
+    if "token_log_probs" in got:
+        want["token_log_probs"] = numbasoft.token_log_probs(x, valid.astype(np.int32), temperature=t)
+    for key, value in want.items():
+        assert type(got[key]) is type(value)
+        assert_same_bits(np.asarray(got[key]), np.asarray(value))
+
+
+def test_few_losses_of_short_rows_are_done_a_lane_each(rng, monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        LOSS, "code_of_few", lambda *given, code=LOSS.code_of_few: (taken.append(given[2]), code(*given))[1]
+    )
+    for shape, is_narrow in ((8, 16), True), ((200, 3), True), ((7, 16), False), ((8, 17), False):
+        taken.clear()
+        numbasoft.cross_entropy_value_and_grad(
+            rng.normal(size=shape).astype(np.float32), rng.integers(0, 3, shape[0])
+        )
+        assert taken == [is_narrow]
+
+
+def test_what_few_losses_leave_to_the_general_path(rng, monkeypatch):
+    x = rng.normal(size=(6, 9)).astype(np.float32)
+    target = rng.integers(0, 9, 6)
+    want = numbasoft.cross_entropy(x, target)
+    taken, checked = [], LOSS.checked
+    monkeypatch.setattr(
+        LOSS, "checked", lambda *given, **named: (taken.append(1), checked(*given, **named))[1]
+    )
+    assert_same_bits(numbasoft.cross_entropy(x, target), want)
+    assert not taken
+    frozen = target.copy()
+    frozen.flags.writeable = False
+    many = np.repeat(x, 2000, 0), np.repeat(target, 2000)
+    for arguments, options in (
+        ((x, target.tolist()), {}), ((x, target.astype(np.uint8)), {}), ((x, frozen), {}), ((x, target[::-1].copy()[::-1]), {}),
+        ((np.asfortranarray(x), target), {}), ((x.T.copy(), target), {"axis": 0}),
+        ((x, target), {"weight": np.ones(9)}), ((x, target), {"temperature": 1}), ((x, target), {"ignore_index": np.int64(-100)}),
+        ((x, target), {"z_loss": 0}), ((x, target), {"label_smoothing": 0}), ((x, target), {"ignore_index": 1 << 70}), (many, {}),
+    ):  # fmt: skip
+        taken.clear()
+        np.testing.assert_allclose(numbasoft.cross_entropy(*arguments, **options), want, rtol=1e-6)
+        assert taken, (arguments, options)
+    assert np.isnan(numbasoft.cross_entropy(x * np.nan, target))
+
+
+@pytest.mark.parametrize("bad", [9, -1, -101, 1 << 40, -(1 << 63)])
+def test_few_losses_refuse_classes_before_they_write(bad, rng):
+    x = rng.normal(size=(6, 9)).astype(np.float32)
+    target = rng.integers(0, 9, 6)
+    target[4] = bad
+    out, logits = np.full_like(x, 7), x.copy()
+    for call in (
+        lambda: numbasoft.cross_entropy(x, target),
+        lambda: numbasoft.cross_entropy_value_and_grad(x, target, out=out),
+        lambda: numbasoft.cross_entropy_value_and_grad(logits, target, out=logits),
+        lambda: numbasoft.cross_entropy_backward(1.0, x, target, out=out),
+        lambda: numbasoft.perplexity(x, target),
+        lambda: numbasoft.nll_loss(x, target),
+    ):
+        with pytest.raises(ValueError, match=f"target is {bad} at 4"):
+            call()
+    with pytest.raises(ValueError, match=f"ids is {bad} at 4"):
+        numbasoft.token_log_probs(x, target)
+    assert (out == 7).all()
+    assert_same_bits(logits, x)
+    assert numbasoft.cross_entropy(x, target, ignore_index=bad) >= 0
+
+
+def test_few_losses_refuse_what_the_general_path_refuses(rng):
+    x, target = rng.normal(size=(6, 9)).astype(np.float32), rng.integers(0, 9, 6)
+    for options, error, match in (
+        ({"reduction": "median"}, ValueError, "reduction"), ({"reduction": 1}, TypeError, "reduction"), ({"reduction": None}, TypeError, "reduction"),
+        ({"z_loss": -1.0}, ValueError, "z_loss"), ({"z_loss": float("nan")}, ValueError, "z_loss"), ({"label_smoothing": -0.1}, ValueError, "label_smoothing"),
+        ({"temperature": 0.0}, ValueError, "temperature"), ({"ignore_index": 1.5}, TypeError, "ignore_index"), ({"axis": 5}, IndexError, "axis"),
+        ({"axis": None}, TypeError, "axis"), ({"axis": True}, TypeError, "axis"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=match):
+            numbasoft.cross_entropy(x, target, **options)
+    for wrong in target[:5], target[:, None], np.int64(3):
+        with pytest.raises(ValueError, match="target has shape"):
+            numbasoft.cross_entropy(x, wrong)
+    out = np.empty((6, 9), np.float32)
+    shared = out.reshape(-1).view(np.int64)[:6]
+    shared[...] = target
+    with pytest.raises(ValueError, match="out shares memory with target"):
+        numbasoft.cross_entropy_value_and_grad(x, shared, out=out)
+    wide = np.empty((6, 18), np.float32)
+    for wrong, error in (
+        (wide[:, ::2].astype(float), TypeError),
+        (wide, ValueError),
+        (out.tolist(), TypeError),
+    ):
+        with pytest.raises(error, match="out"):
+            numbasoft.cross_entropy_value_and_grad(x, target, out=wrong)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 40])
+def test_few_losses_where_no_row_counts(rows):
+    x, target = np.ones((rows, 5), np.float32), np.full(rows, -100)
+    for reduction in "mean", "sum":
+        loss, grad = numbasoft.cross_entropy_value_and_grad(x, target, reduction=reduction)
+        assert loss == 0 and not grad.any() and grad.shape == x.shape
+        assert numbasoft.nll_loss(x, target, reduction=reduction) == 0
+        assert not numbasoft.cross_entropy_backward(2.0, x, target, reduction=reduction).any()
+    assert numbasoft.perplexity(x, target) == 1
+
+
+def test_rounded_losses_of_few_rows_warn_of_nothing():
+    huge = np.array([[3e38, -3e38], [0.0, 1.0], [0.0, 200.0]], np.float32)
+    with np.errstate(all="raise"):
+        loss = numbasoft.cross_entropy(huge, np.array([1, 1, 1]), reduction="none")
+        log_p = numbasoft.token_log_probs(huge, np.array([1, 0, 1]))
+    assert np.isinf(loss[0]) and np.isinf(log_p[0])
+    assert loss[2] == 0 and log_p[2] == 0  # 1e-87
+    assert_same_bits(loss, numbasoft.cross_entropy(huge, np.array([1, 1, 1], np.int16), reduction="none"))
+
+
+def nll_by_numpy(log_p, target, axis, weight):
+    index = np.maximum(target, 0)
+    chosen = np.take_along_axis(log_p, np.expand_dims(index, axis), axis).squeeze(axis).astype(np.float64)
+    counts = target != -100
+    w = counts * (np.ones(target.shape) if weight is None else weight[index])
+    return np.where(w != 0, w * (0.0 - np.where(w != 0, chosen, 0.0)), 0.0), w
+
+
+@pytest.mark.parametrize("has_weight", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", ">f4", "int32"])
+@pytest.mark.parametrize(
+    "layout", ["plain", "transposed", "reversed", "every other", "unaligned", "broadcast"]
+)
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((9,), 0), ((40, 9), 1), ((9, 40), 0), ((3, 9, 4, 5), 1), ((2, 9, 20000), 1), ((40000, 3), 1)], ids=str
+)  # fmt: skip
+def test_log_probabilities_at_classes(shape, axis, layout, dtype, has_weight, rng):
+    n = shape[axis]
+    x = (rng.normal(0, 3, shape) - 5).astype(dtype)
+    if layout == "transposed":
+        x = x.T.copy().T
+    elif layout == "reversed":
+        x = x[..., ::-1]
+    elif layout == "every other":
+        x = np.repeat(x, 2, axis)[(slice(None),) * axis + (slice(None, None, 2),)]
+    elif layout == "unaligned":
+        x = np.frombuffer(b"." + x.tobytes(), np.uint8)[1:].view(x.dtype).reshape(shape)
+    elif layout == "broadcast" and axis:
+        x = np.broadcast_to(x[:1], shape)
+    outer = shape[:axis] + shape[axis + 1 :]
+    target = np.asarray(rng.integers(0, n, outer))
+    target[rng.random(outer) < 0.1] = -100
+    weight = None
+    if has_weight:
+        weight = rng.random(n)
+        weight[0] = 0.0
+    want, w = nll_by_numpy(x.astype(np.float64), target, axis, weight)
+    got = numbasoft.nll_loss(x, target, axis=axis, weight=weight, reduction="none")
+    of_x = np.dtype(np.float64) if x.dtype.kind in "iu" else x.dtype.newbyteorder("=")
+    assert got.dtype == of_x
+    assert_same_bits(got, want.astype(of_x))
+    total = numbasoft.nll_loss(x, target, axis=axis, weight=weight)
+    mean = want.sum() / w.sum() if w.sum() else 0.0
+    np.testing.assert_allclose(np.float64(total), mean, rtol=2.0 * float(np.spacing(np.ones((), of_x))))
+    grad = numbasoft.nll_loss_backward(2.0, x, target, axis=axis, weight=weight, reduction="sum")
+    placed = np.zeros(shape, of_x)
+    index = np.expand_dims(np.maximum(target, 0), axis)
+    np.put_along_axis(placed, index, np.expand_dims(np.where(w != 0, -2.0 * w, 0.0).astype(of_x), axis), axis)
+    assert_same_bits(grad, placed)
+
+
+@by_dtype
+@pytest.mark.parametrize("shape", [(10,), (), (3, 5), (40, 700), (300, 300)], ids=str)
+def test_few_elements(shape, dtype, rng, monkeypatch):
+    p = np.asarray(rng.random(shape)).astype(dtype)
+    x, g = (
+        np.asarray(rng.normal(0, 20, shape)).astype(dtype),
+        np.asarray(rng.normal(size=shape)).astype(dtype),
+    )
+    api, taken = API["sigmoid"], []
+    monkeypatch.setattr(
+        api, "over_elements", lambda *given, run=api.over_elements: (taken.append(1), run(*given))
+    )
+    for name, inputs in (("sigmoid", (x,)), ("logit", (p,)), ("sigmoid_backward", (g, p))):
+        function = getattr(numbasoft, name)
+        taken.clear()
+        got, given, in_place = function(*inputs), np.full_like(x, 7), inputs[-1].copy()
+        assert function(*inputs, out=given) is given
+        assert function(*inputs[:-1], in_place, out=in_place) is in_place
+        assert bool(taken) == (x.size >= launch.PARALLEL)
+        taken.clear()
+        strided = [
+            np.repeat(a, 2, -1)[..., ::2] if shape else a.byteswap().view(a.dtype.newbyteorder())
+            for a in inputs
+        ]
+        want = function(*strided)
+        assert taken
+        for result in got, given, in_place:
+            assert isinstance(result, np.ndarray)
+            assert_same_bits(result, want)

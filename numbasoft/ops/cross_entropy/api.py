@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from numpy.typing import ArrayLike
 from ... import arrays, checks, elementary, jit
 from ...arrays import Array
 from ...launch import (
+    PARALLEL,
     are_narrow,
+    code_for_few,
     computing_dtype,
     is_past_caches,
     is_wide,
@@ -26,6 +29,7 @@ from ...totals import total
 from . import cpu
 
 NO_CLASS = object()  # is ignored
+INT64, INDICES = np.dtype(np.int64), 1 << 63
 NORMAL = 2.0**-14, 2.0**15  # numbers in the range of all dtypes
 
 
@@ -61,18 +65,28 @@ class Rows:
         """The losses of all rows as the caller wants them."""
         if self.reduction == "none":
             return rounded(loss.reshape(self.outer), self.dtype)
-        value = total(loss)
-        if self.reduction == "mean":
-            value = value / self.divisor if self.divisor else 0.0
-        if NORMAL[0] <= abs(value) <= NORMAL[1]:
-            return np.array(value, self.dtype)
-        return rounded(np.asarray(value), self.dtype)
+        return one_number(total(loss), self.reduction, self.divisor, self.dtype)
+
+    def layers(self, array):
+        """An array of the logits' shape as (outer, n, inner) around their axis; ValueError where that takes a copy."""
+        before, behind = self.outer[: self.axis], self.outer[self.axis :]
+        shape = math.prod(before), array.shape[self.axis], math.prod(behind)
+        return array.reshape(shape, copy=False)
 
     def per_row(self, grad):
         """What each row's gradient is multiplied with, given the gradient with respect to the result."""
         if self.reduction == "mean":
             grad = grad / self.divisor if self.divisor else np.zeros_like(grad)
         return repeated(grad, math.prod(self.outer)) if grad.ndim == 0 else grad.reshape(-1)
+
+
+def one_number(value, reduction, divisor, dtype):
+    """The sum of all losses, or their mean."""
+    if reduction == "mean":
+        value = value / divisor if divisor else 0.0
+    return (
+        np.array(value, dtype) if NORMAL[0] <= abs(value) <= NORMAL[1] else rounded(np.asarray(value), dtype)
+    )
 
 
 def repeated(value, rows):
@@ -114,10 +128,9 @@ def checked(
     is_class = only_classes or y.dtype.kind in "biu" or y.shape == outer
     own = q = weights = spread = None
     rows = math.prod(outer)
-    kept, w = 1.0 - smoothing, 1.0
-    if smoothing or weight is not None:  # what a class has of q is rounded once
-        kept = np.longdouble(1) - smoothing
-        w = np.ones(1, np.longdouble) if weight is None else weight.astype(np.longdouble)
+    kept, w = 1.0, np.ones(1) if weight is None else weight
+    if smoothing:  # what a class has of q is rounded once
+        kept, w = np.longdouble(1) - smoothing, w.astype(np.longdouble)
     if is_class:
         y, has_ignored = checks.class_indices(y, outer, names[1], classes, ignore_index, cpu.IGNORED)
         compute = computing_dtype(dtype, t)
@@ -160,6 +173,94 @@ def probabilities(x, q, dtype, axis, t, names):
         arrays.over_rows(check, [q, None], [least, sums], (axis,), of_target)
     checks.distributions(least, sums, names[1], outer, of_target)
     return compute
+
+
+def is_zero(value):
+    """Whether a number that is most often 0.0 is that."""
+    return type(value) is float and value == 0.0
+
+
+@lru_cache(maxsize=256)
+def code_of_few(dtype, temperature, is_narrow, has_gradient):
+    """The machine code for few rows, and the factors that it takes; or None where they take the general path."""
+    if not arrays.is_plainly_computed(dtype, temperature):
+        return None
+    like, factors = np.empty((1, 1), dtype), elementary.scale_and_inverse(temperature, is_wide(dtype))
+    inputs = like, np.empty(1, np.int64), 0, 1.0, True, 0.0, *factors
+    outputs = np.empty(1), like if has_gradient else None
+    return code_for_few(
+        cpu.few_narrow if is_narrow else cpu.few, (dtype, has_gradient), inputs, outputs
+    ), factors
+
+
+def plain_classes(x, target, axis, ignore_index, reduction):
+    """The rows of plain logits or log-probabilities with a class each, and what is ignored; or None."""
+    rows = None if axis is None else arrays.plain_rows(x, axis)
+    if rows is None or rows.size == 0 or type(reduction) is not str:
+        return None
+    if type(target) is not np.ndarray or target.dtype is not INT64 or target.shape != x.shape[:-1]:
+        return None
+    if not target.flags.carray or reduction not in checks.REDUCTIONS:
+        return None
+    if ignore_index is NO_CLASS:
+        return rows, cpu.IGNORED
+    is_plain = type(ignore_index) is int and -INDICES <= ignore_index < INDICES
+    return (rows, ignore_index) if is_plain else None
+
+
+def few_losses(
+    logits, target, axis, ignore_index, z_loss, temperature, reduction, grad=1.0, has_gradient=False, out=None
+):
+    """The losses of few plain rows, whose classes have neither weights nor smoothing, and gradients; or None.
+
+    What is returned is a ``cpu.summary``, the losses in float64 and the gradient.
+    It is None, too, where something is wrong with an argument: the general path says what.
+    """
+    if type(temperature) is not float or type(z_loss) is not float or not 0.0 <= z_loss < math.inf:
+        return None
+    plain = plain_classes(logits, target, axis, ignore_index, reduction)
+    if plain is None or (out is not None and not arrays.takes_result(out, logits)):
+        return None
+    if out is not None and np.may_share_memory(out, target):
+        return None
+    rows, ignored = plain
+    if rows.size >= PARALLEL:
+        return None
+    found = code_of_few(logits.dtype, temperature, are_narrow(rows), has_gradient)
+    if found is None:
+        return None
+    run, factors = found
+    loss, dx = np.empty(len(rows)), out
+    if has_gradient and out is None:
+        dx = np.empty_like(logits)
+    to = dx if dx is None or rows is logits else dx.reshape(rows.shape)
+    few = run(rows, target.reshape(-1), ignored, grad, reduction == "mean", z_loss, *factors, loss, to)
+    if few[0] < 0 or (ignore_index is NO_CLASS and few[0] < loss.size):
+        return None
+    return *few, loss, dx
+
+
+def few_picked(log_probs, target, axis, ignore_index, reduction):
+    """``few_losses`` from log-probabilities."""
+    plain = plain_classes(log_probs, target, axis, ignore_index, reduction)
+    if plain is None or log_probs.dtype not in (np.float32, np.float64):
+        return None
+    rows, ignored = plain
+    if len(rows) >= PARALLEL:
+        return None
+    loss = np.empty(len(rows))
+    inputs = rows, target.reshape(-1), ignored
+    few = code_for_few(cpu.few_picked, log_probs.dtype, inputs, (loss,))(*inputs, loss)
+    return None if few[0] < 0 else (*few, loss, None)
+
+
+def reduced(few, reduction, x):
+    """The losses of few rows of x as the caller wants them."""
+    count, value, is_normal, loss, _ = few
+    if reduction == "none":
+        loss = loss.reshape(x.shape[:-1])
+        return loss.astype(x.dtype, copy=False) if is_normal else rounded(loss, x.dtype)
+    return one_number(value, reduction, count, x.dtype)
 
 
 def device_losses():
@@ -281,6 +382,10 @@ def cross_entropy(
     >>> numbasoft.cross_entropy(logits, [2, 1], reduction="none")
     array([4.07605964e-01, 1.00000000e+03])
     """
+    if weight is None and stream is None and is_zero(label_smoothing):
+        few = few_losses(logits, target, axis, ignore_index, z_loss, temperature, reduction)
+        if few is not None:
+            return reduced(few, reduction, logits)
     if arrays.on_device(stream, logits=logits, target=target, weight=weight):
         return device_losses().value(
             device_kernels(), logits, target, stream, axis=axis, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
@@ -353,6 +458,12 @@ def cross_entropy_value_and_grad(
     >>> numbasoft.cross_entropy_value_and_grad(np.array([50.0, 0.0]), 0)[1]
     array([-1.92874985e-22,  1.92874985e-22])
     """
+    if weight is None and stream is None and is_zero(label_smoothing):
+        few = few_losses(
+            logits, target, axis, ignore_index, z_loss, temperature, reduction, has_gradient=True, out=out
+        )
+        if few is not None:
+            return reduced(few, reduction, logits), few[-1]
     if arrays.on_device(stream, logits=logits, target=target, weight=weight, out=out):
         return device_losses().value_and_grad(
             device_kernels(), logits, target, out, stream, axis=axis, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
@@ -426,6 +537,11 @@ def cross_entropy_backward(
     >>> numbasoft.cross_entropy_backward(1.0, x, 2, lse=numbasoft.logsumexp(x))
     array([ 0.09003057,  0.24472847, -0.33475904])
     """
+    is_plain = type(grad) is float and lse is None and reduction != "none"
+    if is_plain and weight is None and stream is None and is_zero(label_smoothing):
+        few = few_losses(logits, target, axis, ignore_index, z_loss, temperature, reduction, grad, True, out)
+        if few is not None:
+            return few[-1]
     of_grad = None if isinstance(grad, numbers.Real) else grad  # a number goes with arrays of any place
     if arrays.on_device(stream, logits=logits, target=target, grad=of_grad, lse=lse, weight=weight, out=out):
         return device_losses().backward(
@@ -561,6 +677,11 @@ def token_log_probs(
     >>> numbasoft.token_log_probs(np.array([[1.0, 2.0, 3.0], [50.0, 0.0, 0.0]]), [2, 0])
     array([-4.07605964e-01, -3.85749970e-22])
     """
+    few = None if stream is not None else few_losses(logits, ids, axis, NO_CLASS, 0.0, temperature, "none")
+    if few is not None:
+        _, _, _, loss, _ = few
+        np.subtract(0.0, loss, out=loss)
+        return reduced(few, "none", logits)
     if arrays.on_device(stream, logits=logits, ids=ids):
         return device_losses().value(
             device_kernels(), logits, ids, stream, axis=axis, weight=None, ignore_index=None,
@@ -615,11 +736,23 @@ def perplexity(
     >>> numbasoft.perplexity(np.zeros((5, 32)), [0, 1, 2, 3, -100])
     32.0
     """
+    few = None
+    if stream is None:
+        few = few_losses(logits, target, axis, ignore_index, 0.0, temperature, "mean")
+    if few is not None:
+        return exponential_of_mean(few[1], few[0])
     if arrays.on_device(stream, logits=logits, target=target):
         options = axis, ignore_index, temperature
         return device_losses().perplexity(device_kernels(), logits, target, stream, *options)
     rows = checked(logits, target, axis, None, ignore_index, 0.0, 0.0, temperature, "mean", only_classes=True)
-    mean = total(losses(rows, None, None)) / rows.divisor if rows.divisor else 0.0
+    return exponential_of_mean(total(losses(rows, None, None)), rows.divisor)
+
+
+def exponential_of_mean(value, divisor):
+    """exp of a mean, from the sum."""
+    mean = value / divisor if divisor else 0.0
+    if mean < 700:
+        return float(np.exp(mean))
     with np.errstate(over="ignore"):
         return float(np.exp(mean))
 
@@ -670,14 +803,18 @@ def nll_loss(
     >>> numbasoft.nll_loss(np.log([[0.25, 0.75], [0.5, 0.5]]), [1, 0], reduction="none")
     array([0.28768207, 0.69314718])
     """
+    if weight is None and stream is None:
+        few = few_picked(log_probs, target, axis, ignore_index, reduction)
+        if few is not None:
+            return reduced(few, reduction, log_probs)
     if arrays.on_device(stream, log_probs=log_probs, target=target, weight=weight):
         options = axis, weight, ignore_index, reduction
         return device_losses().picked(device_kernels(), None, log_probs, target, stream, *options)
-    rows, index, counts = picked(log_probs, target, axis, weight, ignore_index, reduction)
+    rows = picked(log_probs, target, axis, weight, ignore_index, reduction)
     loss = np.zeros(rows.target.size)
     if loss.size:
-        chosen = np.take_along_axis(rows.x, index, rows.axis).astype(np.float64).reshape(-1)
-        np.multiply(rows.own, 0.0 - chosen, out=loss, where=counts)
+        inputs = *layers_and_classes(rows), rows.own
+        launch(cpu.picked, cpu.picked_parallel, inputs[0].dtype, inputs, (loss,), loss.size, loss.size)
     return rows.reduced(loss)
 
 
@@ -731,21 +868,31 @@ def nll_loss_backward(
     if arrays.on_device(stream, log_probs=log_probs, target=target, weight=weight, grad=of_grad):
         options = axis, weight, ignore_index, reduction
         return device_losses().picked(device_kernels(), grad, log_probs, target, stream, *options)
-    rows, index, counts = picked(log_probs, target, axis, weight, ignore_index, reduction)
+    rows = picked(log_probs, target, axis, weight, ignore_index, reduction)
     g = rows.per_row(checks.upstream(grad, rows.reduction, rows.outer, rows.axis))
     result = np.zeros(rows.x.shape, rows.dtype)
     if rows.target.size:
-        values = np.where(counts, 0.0 - rows.own * g, 0.0)
-        np.put_along_axis(result, index, rounded(values, rows.dtype).reshape(index.shape), rows.axis)
+        values = rounded(np.where(rows.own != 0, 0.0 - rows.own * g, 0.0), rows.dtype)
+        bits = np.dtype(f"u{rows.dtype.itemsize}")
+        inputs, outputs = (rows.target, values.view(bits)), (rows.layers(result).view(bits),)
+        code_for_few(cpu.placed, bits, inputs, outputs)(*inputs, *outputs)
     return result
 
 
 def picked(log_probs, target, axis, weight, ignore_index, reduction):
-    """The checked rows, where in log_probs their classes are, and which of them count."""
-    rows = checked(
+    """The checked arguments."""
+    return checked(
         log_probs, target, axis, weight, ignore_index, 0.0, 0.0, 1.0, reduction,
         ("log_probs", "target"), True,
     )  # fmt: skip
-    shape = (*rows.outer[: rows.axis], 1, *rows.outer[rows.axis :])
-    counts = (rows.target != cpu.IGNORED) & (np.asarray(rows.own) != 0)
-    return rows, np.maximum(rows.target, 0).reshape(shape), counts
+
+
+def layers_and_classes(rows):
+    """Log-probabilities as (outer, n, inner), for kernels, and each row's class; or only those at the classes, and 0."""
+    x = rows.x
+    if x.dtype == rows.dtype and x.flags.aligned:
+        with contextlib.suppress(ValueError):
+            return arrays.kernel_view(rows.layers(x)), rows.target
+    index = np.maximum(rows.target, 0).reshape(*rows.outer[: rows.axis], 1, *rows.outer[rows.axis :])
+    chosen = np.take_along_axis(x, index, rows.axis).astype(rows.dtype)
+    return arrays.kernel_view(chosen.reshape(-1, 1, 1)), np.minimum(rows.target, 0)

@@ -42,7 +42,7 @@ from ...past_caches import (
     write_part,
     write_row,
 )
-from ...summation import dot_push, dot_start, exact_push, sum_end
+from ...summation import added_up, dot_push, dot_start, exact_push, sum_end
 from ...tiles import (
     CONFIDENT,
     ROWS,
@@ -80,16 +80,18 @@ from ...vector import (
 # Instead of a class: the row is ignored, or no class holds more than half of its probability.
 IGNORED, NOBODY = -1, -2
 
+NORMAL_32 = 2.0**-126, 2.0**127
+
 
 @inline
 def forward_rows(
     x,  # IN   (rows, n)
-    target,  # IN   (rows,) each row's class, IGNORED where it does not count; or None with q
-    own,  # IN   (rows,) what q holds for that class beside spread; or None
+    target,  # IN   (rows,) each row's class, IGNORED where it does not count (see class_of); or None with q
+    own,  # IN   (rows,) what q holds for that class beside spread; or one number for all; or None
     q,  # IN   (rows, n) class probabilities; or None
     weights,  # IN   (n,) what they are multiplied with; or None
     spread,  # IN   (n,) what every row's q holds besides; or None
-    g,  # IN   (rows,) what gradients are multiplied with; or None
+    g,  # IN   (rows,) what gradients are multiplied with; or one number for all; or None
     z,  # IN   the factor of lse**2
     work,  # WORK (blocks, at least n and TILE) for exponentials; or None where dx holds them
     high,  # IN   log2(e) / T in two parts
@@ -183,21 +185,32 @@ def forward_rows(
 
 
 def class_of(target, i):
-    """The class of row i, which is not known beforehand where the target is probabilities."""
+    """The class of row i, which is not known beforehand where the target is probabilities.
+
+    A target may come with the class that is ignored, for which it then has IGNORED.
+    """
 
 
 @overload(class_of, **INLINE)
 def class_of_by_type(target, i):
-    return (lambda target, i: NOBODY) if target == types.none else (lambda target, i: target[i])
+    if target == types.none:
+        return lambda target, i: NOBODY
+    if isinstance(target, types.BaseTuple):
+        return lambda target, i: IGNORED if target[0][i] == target[1] else target[0][i]
+    return lambda target, i: target[i]
 
 
 def number(numbers, i):
-    """One of the numbers that rows have, 0 where there are none."""
+    """One of the numbers that rows have, or what all of them have, 0 where there are none."""
 
 
 @overload(number, **INLINE)
 def number_by_type(numbers, i):
-    return (lambda numbers, i: 0.0) if numbers == types.none else (lambda numbers, i: numbers[i])
+    if numbers == types.none:
+        return lambda numbers, i: 0.0
+    return (
+        (lambda numbers, i: numbers) if isinstance(numbers, types.Float) else (lambda numbers, i: numbers[i])
+    )
 
 
 @inline
@@ -748,9 +761,9 @@ def past_caches_parallel(x, target, own, spread, g, z, work, high, low, ih, il, 
 @inline
 def narrow_rows(
     x,  # IN   (rows, n) no longer than a vector
-    target,  # IN   (rows,) each row's class, IGNORED where it does not count
-    own,  # IN   (rows,) what q holds for that class; it holds nothing else
-    g,  # IN   (rows,) what gradients are multiplied with; or None
+    target,  # IN   (rows,) each row's class, IGNORED where it does not count (see class_of)
+    own,  # IN   (rows,) what q holds for that class; it holds nothing else; or one number for all
+    g,  # IN   (rows,) what gradients are multiplied with; or one number for all; or None
     z,  # IN   the factor of lse**2
     high,  # IN   log2(e) / T in two parts
     low,
@@ -778,7 +791,7 @@ def narrow_rows(
         count = min(w, stop - i)
         columns_of(x, i, count, columns)
         for r in range(count):
-            place[r] = target[i + r]
+            place[r] = class_of(target, i + r)
         k = load(place, 0)
         rows_numbers(own, i, count, own_of)
         rows_numbers(g, i, count, g_of)
@@ -880,6 +893,74 @@ def narrow_parallel(x, target, own, g, z, high, low, ih, il, loss, dx, blocks):
     for b in prange(blocks):
         i, j = b * rows // blocks, (b + 1) * rows // blocks
         narrow_rows(x, target, own, g, z, high, low, ih, il, i, j, loss, dx)
+
+
+# Few rows, each of one class: the classes are looked at here, and the losses added up.
+
+
+@inline
+def counted_rows(target, ignored, n):
+    """How many rows are not of the class that is ignored; -1 where there is another that is none of n."""
+    count = target.size
+    for i in range(target.size):
+        k = target[i]
+        if k == ignored:
+            count -= 1
+        elif k < 0 or k >= n:
+            return -1
+    return count
+
+
+@inline
+def of_each(grad, is_mean, count):
+    """What the gradient of every loss is multiplied with, from that of their sum or mean."""
+    return grad / count if is_mean and count > 0 else grad
+
+
+@inline
+def summary(count, loss):
+    """What kernels for few rows return: how many count, the sum of their losses, and whether float32 has all as normal numbers."""
+    is_normal = True
+    for i in range(loss.size):
+        size = abs(loss[i])
+        is_normal = is_normal and (size == 0.0 or NORMAL_32[0] <= size <= NORMAL_32[1])
+    return count, added_up(loss), is_normal
+
+
+@kernel
+def few(x, target, ignored, grad, is_mean, z, high, low, ih, il, loss, dx):
+    """``forward``, and a ``summary``; or a count of -1, and nothing is written, where a class is none."""
+    rows, n = x.shape
+    count = counted_rows(target, ignored, n)
+    if count < 0:
+        return count, 0.0, False
+    classes, g = (target, ignored), of_each(grad, is_mean, count)
+    forward_rows(x, classes, 1.0, None, None, None, g, z, None, high, low, ih, il, 0, rows, 0, loss, dx)
+    return summary(count, loss)
+
+
+@kernel
+def few_narrow(x, target, ignored, grad, is_mean, z, high, low, ih, il, loss, dx):
+    """``few``, by ``narrow``."""
+    rows, n = x.shape
+    count = counted_rows(target, ignored, n)
+    if count < 0:
+        return count, 0.0, False
+    classes, g = (target, ignored), of_each(grad, is_mean, count)
+    narrow_rows(x, classes, 1.0, g, z, high, low, ih, il, 0, rows, loss, dx)
+    return summary(count, loss)
+
+
+@kernel
+def few_picked(log_p, target, ignored, loss):
+    """``few`` of log-probabilities: the losses are what they have at the classes."""
+    n = log_p.shape[1]
+    count = counted_rows(target, ignored, n)
+    if count < 0:
+        return count, 0.0, False
+    for i in range(target.size):
+        loss[i] = 0.0 if target[i] == ignored else 0.0 - log_p[i, target[i]]
+    return summary(count, loss)
 
 
 @inline
@@ -1170,3 +1251,60 @@ def check_parallel(q, least, sums, blocks):
     rows = q.shape[0]
     for b in prange(blocks):
         check_rows(q, b * rows // blocks, (b + 1) * rows // blocks, least, sums)
+
+
+# Log-probabilities at the classes of rows, and the gradient there.
+
+
+@inline
+def picked_rows(
+    log_p,  # IN   (outer, n, inner)
+    target,  # IN   (outer * inner,) each row's class, IGNORED where it does not count
+    own,  # IN   (outer * inner,) what its loss is multiplied with
+    start,  # IN   the rows to do: start <= i < stop
+    stop,
+    loss,  # OUT  (outer * inner,)
+):
+    inner = log_p.shape[2]
+    i = start
+    while i < stop:
+        layer = log_p[i // inner]
+        first = i % inner
+        for k in range(first, min(inner, first + stop - i)):
+            value = 0.0
+            if target[i] != IGNORED and own[i] != 0.0:
+                value = own[i] * (0.0 - at_class(layer, target[i], k))
+            loss[i] = value
+            i += 1
+
+
+def at_class(layer, j, k):
+    """One element of a matrix in float64."""
+
+
+@overload(at_class, **INLINE)
+def at_class_by_type(layer, j, k):
+    if isinstance(layer.dtype, types.Float):
+        return lambda layer, j, k: np.float64(layer[j, k])
+    return lambda layer, j, k: np.float64(element(layer[j], row_at(layer[j], k)))
+
+
+@kernel
+def picked(log_p, target, own, loss):
+    picked_rows(log_p, target, own, 0, target.size, loss)
+
+
+@parallel_kernel
+def picked_parallel(log_p, target, own, loss, blocks):
+    rows = target.size
+    for b in prange(blocks):
+        picked_rows(log_p, target, own, b * rows // blocks, (b + 1) * rows // blocks, loss)
+
+
+@kernel
+def placed(target, values, dx):
+    """Each row's number to where its class is in dx, an (outer, n, inner) array, if it has one."""
+    inner = dx.shape[2]
+    for i in range(target.size):
+        if target[i] != IGNORED:
+            dx[i // inner, target[i], i % inner] = values[i]

@@ -39,6 +39,21 @@ def few_rows(dtype, temperature):
     return code_for_few(cpu.forward, (dtype, True), (like, None, *factors), (like,)), *factors
 
 
+@lru_cache(maxsize=256)
+def few_more(dtype, temperature, has_mask):
+    """As ``few_rows``, in 16 bits too and with a mask: a function of rows, mask and result, or None."""
+    if not arrays.is_computed(dtype, temperature):
+        return None
+    like, mask = arrays.kernel_view(np.empty((1, 1), dtype)), np.empty((1, 1), np.uint8) if has_mask else None
+    factors, kind = elementary.scale_and_inverse(temperature, is_wide(dtype)), like.dtype
+    code = code_for_few(cpu.forward, (kind, not has_mask), (like, mask, *factors), (like,))
+
+    def run(rows, mask, y):
+        code(rows.view(kind), mask, *factors, y.reshape(rows.shape).view(kind))
+
+    return run
+
+
 def log_softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -116,7 +131,8 @@ def log_softmax(
                 factors = elementary.scale_and_inverse(temperature, is_wide(x.dtype))
                 forward(rows, None, y.reshape(rows.shape), factors, out is not None)
                 return y
-    return any_log_softmax(x, axis, temperature, where, out, stream)
+    y = arrays.few_result(few_more, x, axis, temperature, where, out) if stream is None else None
+    return any_log_softmax(x, axis, temperature, where, out, stream) if y is None else y
 
 
 def any_log_softmax(x, axis, temperature, where, out, stream):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,32 @@ from numpy.typing import ArrayLike
 from ... import arrays, checks, elementary
 from ...arrays import Array
 from ...elementwise import over_elements
-from ...launch import is_wide, launch
+from ...launch import PARALLEL, code_for_few, is_wide, launch
 from . import cpu
+
+
+@lru_cache
+def few_elements(kernel, dtype):
+    """For few plain numbers: a kernel's machine code, and log2(e) in two parts if it takes that; or None where it is not for them."""
+    if not arrays.is_plainly_computed(dtype, 1.0):
+        return None
+    like = np.empty((1, 1), dtype)
+    factors = elementary.scale(1.0, is_wide(dtype)) if kernel is cpu.forward else ()
+    inputs = (like, like) if kernel is cpu.backward else (like, *factors)
+    return code_for_few(kernel, dtype, inputs, (like,)), factors
+
+
+def plain_result(kernel, x, out):
+    """What a kernel makes of few plain numbers, or None."""
+    row = arrays.plain_rows(x, None)
+    if row is None or not 0 < row.size < PARALLEL or not (out is None or arrays.takes_result(out, x)):
+        return None
+    few = few_elements(kernel, x.dtype)
+    if few is None:
+        return None
+    y = np.empty_like(x) if out is None else out
+    few[0](row, *few[1], y.reshape(1, -1))
+    return y
 
 
 def sigmoid(x: ArrayLike, *, out: Array | None = None, stream: Any = None) -> Array:
@@ -50,6 +75,9 @@ def sigmoid(x: ArrayLike, *, out: Array | None = None, stream: Any = None) -> Ar
     >>> numbasoft.sigmoid(np.array([-1000.0, 0.0, 2.0]))
     array([0.        , 0.5       , 0.88079708])
     """
+    few = plain_result(cpu.forward, x, out) if stream is None else None
+    if few is not None:
+        return few
     if arrays.on_device(stream, x=x, out=out):
         arrays.device_calls()
         from ...cuda.elementwise import alike
@@ -102,6 +130,13 @@ def sigmoid_backward(grad: ArrayLike, y: ArrayLike, *, out: Array | None = None,
     >>> numbasoft.sigmoid_backward(np.array([1.0, 2.0]), np.array([0.5, 0.25]))
     array([0.25 , 0.375])
     """
+    if stream is None:
+        g, row = arrays.plain_pair(grad, y, None, out)
+        few = few_elements(cpu.backward, y.dtype) if row is not None and 0 < row.size < PARALLEL else None
+        if few is not None:
+            dx = np.empty_like(y) if out is None else out
+            few[0](g, row, dx.reshape(1, -1))
+            return dx
     if arrays.on_device(stream, grad=grad, y=y, out=out):
         arrays.device_calls()
         from ...cuda.elementwise import alike
@@ -154,6 +189,9 @@ def logit(p: ArrayLike, *, out: Array | None = None, stream: Any = None) -> Arra
     >>> numbasoft.logit(np.array([0.0, 0.5, 0.75, 1.0]))
     array([      -inf, 0.        , 1.09861229,        inf])
     """
+    few = plain_result(cpu.logit, p, out) if stream is None else None
+    if few is not None:
+        return few
     if arrays.on_device(stream, p=p, out=out):
         arrays.device_calls()
         from ...cuda.elementwise import alike

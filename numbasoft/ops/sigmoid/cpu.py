@@ -65,10 +65,17 @@ def backward_rows(
     for i in range(start, stop):
         g_at, at, dx_at = row_at(g, i), row_at(y, i), row_at(dx, i)
         j = 0
-        while j < n:
-            a, v = load_part(g, g_at + j, n - j, 0.0), load_part(y, at + j, n - j, 0.0)
-            store_part(dx, dx_at + j, n - j, a * (v * fma(v, -1.0, splat(v, 1.0))))
+        while j + lanes(y) <= n:
+            store(dx, dx_at + j, gradient(load(g, g_at + j), load(y, at + j)))
             j += lanes(y)
+        if j < n:
+            a, v = load_part(g, g_at + j, n - j, 0.0), load_part(y, at + j, n - j, 0.0)
+            store_part(dx, dx_at + j, n - j, gradient(a, v))
+
+
+@inline
+def gradient(g, y):
+    return g * (y * fma(y, -1.0, splat(y, 1.0)))
 
 
 @kernel
@@ -104,13 +111,22 @@ def row_logits_by_type(p, i, x):
 
 
 def row_logits_32(p, i, x):
-    # in float64, where 1 - p loses nothing that float32 would show
     n, at, x_at = p.shape[1], row_at(p, i), row_at(x, i)
-    for j in range(0, n, lanes(p)):
-        v = widened(load_part(p, at + j, n - j, 0.5))
-        log = logarithm(v / (1.0 - v))
-        log = select(v == 0.0, -np.inf, select(v == 1.0, np.inf, log))
-        store_part(x, x_at + j, n - j, narrowed(select(v * (1.0 - v) >= 0.0, log, np.nan)))
+    j = 0
+    while j + lanes(p) <= n:
+        store(x, x_at + j, logit_32(load(p, at + j)))
+        j += lanes(p)
+    if j < n:
+        store_part(x, x_at + j, n - j, logit_32(load_part(p, at + j, n - j, 0.5)))
+
+
+@inline
+def logit_32(p):
+    # in float64, where 1 - p loses nothing that float32 would show
+    v = widened(p)
+    log = logarithm(v / (1.0 - v))
+    log = select(v == 0.0, -np.inf, select(v == 1.0, np.inf, log))
+    return narrowed(select(v * (1.0 - v) >= 0.0, log, np.nan))
 
 
 def row_logits_64(p, i, x):

@@ -41,6 +41,23 @@ def few_rows(dtype, temperature):
     return code_for_few(cpu.forward, (dtype, True), (like, None, None, *factors), (like,)), *factors
 
 
+@lru_cache(maxsize=256)
+def few_more(dtype, temperature, has_mask):
+    """As ``few_rows``, in 16 bits too and with a mask: a function of rows, mask and result, or None."""
+    if not arrays.is_computed(dtype, temperature):
+        return None
+    like, mask = arrays.kernel_view(np.empty((1, 1), dtype)), np.empty((1, 1), np.uint8) if has_mask else None
+    factors, is_half = elementary.scale(temperature, is_wide(dtype)), dtype.itemsize == 2
+    inputs, kind = (like, mask, workspace(1, 1) if is_half else None, *factors), like.dtype
+    code = code_for_few(cpu.forward, (kind, not has_mask), inputs, (like,))
+
+    def run(rows, mask, y):
+        work = workspace(1, rows.shape[1]) if is_half else None
+        code(rows.view(kind), mask, work, *factors, y.reshape(rows.shape).view(kind))
+
+    return run
+
+
 def softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -122,7 +139,8 @@ def softmax(
                 factors = elementary.scale(temperature, is_wide(x.dtype))
                 forward(rows, None, y.reshape(rows.shape), *factors, out is not None)
                 return y
-    return any_softmax(x, axis, temperature, where, out, stream)
+    y = arrays.few_result(few_more, x, axis, temperature, where, out) if stream is None else None
+    return any_softmax(x, axis, temperature, where, out, stream) if y is None else y
 
 
 def any_softmax(x, axis, temperature, where, out, stream):
