@@ -130,6 +130,58 @@ class LatencyOfOthers:
         return worker.time_call(self.call, 0.5)["best"]
 
 
+FEW_ROWS = np.arange(40, dtype=np.float32).reshape(4, 10) % 7
+CALLS_OF_FEW = {
+    "softmax with a mask": ("softmax", {"x": FEW_ROWS, "where": FEW_ROWS < 5}),
+    "sigmoid": ("sigmoid", {"x": FEW_ROWS}),
+    "cross_entropy": ("cross_entropy", {"logits": FEW_ROWS, "target": np.arange(4)}),
+    "cross_entropy_value_and_grad": (
+        "cross_entropy_value_and_grad",
+        {"logits": FEW_ROWS, "target": np.arange(4)},
+    ),
+    "cross_entropy with weights": (
+        "cross_entropy",
+        {"logits": FEW_ROWS, "target": np.arange(4), "weight": np.ones(10)},
+    ),
+    "nll_loss": ("nll_loss", {"log_probs": -FEW_ROWS, "target": np.arange(4)}),
+}
+
+
+class LatencyOfFewRows:
+    """As ``Latency``, of four rows of ten."""
+
+    params = tuple(CALLS_OF_FEW)
+    param_names = ("call",)
+    unit = "seconds"
+
+    def setup(self, call):
+        numba.set_num_threads(1)
+        name, given = CALLS_OF_FEW[call]
+        self.call = functools.partial(getattr(numbasoft, name), **given)
+        self.call()
+
+    def track_four_rows(self, call):
+        return worker.time_call(self.call, 0.5)["best"]
+
+
+class Picked:
+    """The negative log-likelihood of the pixels of eight images, whose 21 classes lie along axis 1."""
+
+    params = tuple(THREADS)
+    param_names = ("threads",)
+    warmup_time = 0.1
+
+    def setup(self, threads):
+        numba.set_num_threads(THREADS[threads])
+        (log_p,) = workloads.Workload("softmax", (8, 21, 256, 256)).inputs()
+        target = np.arange(8 * 256 * 256).reshape(8, 256, 256) % 21
+        self.call = functools.partial(numbasoft.nll_loss, log_p, target, axis=1)
+        self.call()
+
+    def time_call(self, threads):
+        self.call()
+
+
 class LatencyInside:
     """As ``Latency``, in a caller's own compiled function."""
 
