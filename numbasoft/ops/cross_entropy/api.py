@@ -138,8 +138,10 @@ def checked(
         if weight is None:
             own = share_of_class(float(kept), rows)
         else:
-            own = (w * kept).astype(np.float64)[np.maximum(y, 0)]
-            divisor = total(np.where(y == cpu.IGNORED, 0.0, weight[np.maximum(y, 0)]))
+            index = np.maximum(y, 0) if has_ignored else y
+            of_rows = weight[index]
+            own = (w * kept).astype(np.float64)[index] if smoothing else of_rows
+            divisor = total(np.where(y == cpu.IGNORED, 0.0, of_rows) if has_ignored else of_rows)
             if reduction == "mean" and count:
                 z = z * (divisor / count)  # the mean of lse**2 is over rows, whatever their weights
     else:

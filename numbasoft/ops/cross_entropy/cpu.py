@@ -80,6 +80,10 @@ from ...vector import (
 # Instead of a class: the row is ignored, or no class holds more than half of its probability.
 IGNORED, NOBODY = -1, -2
 
+# What lies at a row's class is asked for so many rows before: at any of the classes, which no hardware foresees.
+ROWS_AHEAD = 128
+
+# Sizes that float32 has as normal numbers.
 NORMAL_32 = 2.0**-126, 2.0**127
 
 
@@ -1271,6 +1275,8 @@ def picked_rows(
         layer = log_p[i // inner]
         first = i % inner
         for k in range(first, min(inner, first + stop - i)):
+            if i + ROWS_AHEAD < stop:
+                prefetch(layer, row_at(layer, max(target[i + ROWS_AHEAD], 0)) + k + ROWS_AHEAD)
             value = 0.0
             if target[i] != IGNORED and own[i] != 0.0:
                 value = own[i] * (0.0 - at_class(layer, target[i], k))
