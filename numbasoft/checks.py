@@ -357,9 +357,10 @@ def sum_tolerance(dtype):
 def distributions(least, sums, name, shape, dtype):
     """Refuse probabilities of which an element is negative, or a row does not sum to 1."""
     tolerance = sum_tolerance(dtype.name)
-    bad = np.flatnonzero(~((least >= 0) & (np.abs(sums - 1) <= tolerance)))
-    if not bad.size:
+    are_good = (least >= 0) & (np.abs(sums - 1) <= tolerance)
+    if are_good.all():
         return
+    bad = np.flatnonzero(~are_good)
     i = bad[0]
     at = tuple(map(int, np.unravel_index(i, shape)))
     row = f" in row {at if len(at) > 1 else at[0]}" if at else ""

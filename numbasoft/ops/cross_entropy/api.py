@@ -149,7 +149,8 @@ def checked(
         compute = probabilities(x, q, dtype, axis, t, names)
     if smoothing or (q is not None and weight is not None):
         floats = np.float64 if is_wide(compute) else np.float32
-        spread = np.broadcast_to(w * smoothing / classes, classes).astype(floats)
+        share = w * smoothing / classes
+        spread = np.full(classes, share[0], floats) if weight is None else share.astype(floats)
         weights = None if q is None else np.broadcast_to(w * kept, classes).astype(floats)
     return Rows(
         x, dtype, compute, axis, outer, t, None if q is not None else y, q, own, weights, spread, z,
