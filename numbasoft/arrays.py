@@ -61,7 +61,11 @@ def few_result(few, x, axis, temperature, where, out):
     if type(temperature) is not float:
         return None
     rows, mask = plain_rows(x, axis), None
-    if rows is None or not 0 < rows.size < PARALLEL or not takes_result(out, x):
+    if rows is None or not 0 < rows.size < PARALLEL:
+        return None
+    if where is None and rows.size > LITTLE and rows.shape[1] <= WIDEST:
+        return None
+    if not takes_result(out, x):
         return None
     if where is not None:
         if type(where) is not ndarray or where.dtype is not BOOL or where.shape != x.shape:
@@ -69,8 +73,6 @@ def few_result(few, x, axis, temperature, where, out):
         if not where.flags.c_contiguous or (out is not None and np.may_share_memory(out, where)):
             return None
         mask = where.view(np.uint8).reshape(rows.shape)
-    elif rows.size > LITTLE and rows.shape[1] <= WIDEST:
-        return None
     run = few(x.dtype, temperature, mask is not None)
     if run is None:
         return None
@@ -87,7 +89,7 @@ def is_computed(dtype, temperature):
 
 
 def is_plainly_computed(dtype, temperature):
-    """Whether they take the arrays as they are, not as integers."""
+    """As ``is_computed``, by kernels that take the arrays as they are, not as integers."""
     return dtype in (FLOAT32, FLOAT64) and is_computed(dtype, temperature)
 
 
@@ -224,7 +226,7 @@ def as_rows(array, axes):
 
 def columns_order(array, axes):
     """The axes before and behind ``axes`` in memory, if they can be told apart and there are any behind; or None."""
-    if len(axes) == 1 and array.flags.c_contiguous:
+    if len(axes) == 1 and axes[0] < array.ndim - 1 and array.flags.c_contiguous:
         return range(axes[0]), range(axes[0] + 1, array.ndim)
     step = min([abs(array.strides[a]) for a in axes], default=0)
     others = [i for i in range(array.ndim) if i not in axes]
@@ -312,11 +314,6 @@ def over_columns(along_columns, run, full, reduced, axes, dtype):
         return False
     reduced = [r.reshape((outer, inner)) for r in reduced]
     high, wide = max(1, CALL // (n * inner)), max(1, CALL // n)
-    if outer <= high and inner <= wide:
-        left = along_columns(views, reduced)
-        if left is not None:
-            done_as_rows(run, views, *left)
-        return True
     for i in range(0, outer, high):
         for k in range(0, inner, wide):
             part = slice(i, i + high), slice(None), slice(k, k + wide)

@@ -228,7 +228,7 @@ def exact_push_64(total, v):
 
 @inline
 def added_up(values):
-    """The sum of contiguous float64 numbers, rounded once; infinities and NaN as in a plain sum."""
+    """The sum of contiguous float64 numbers, rounded once; where that is not finite, as added from the first to the last."""
     one = filled(values, 1.0)
     total = dot_start(one)
     n, w = values.size, lanes(values)

@@ -11,5 +11,5 @@ def add(values):
 
 
 def total(values):
-    """The sum of contiguous float64 numbers, rounded once; infinities and NaN as in a plain sum."""
+    """The sum of contiguous float64 numbers (see ``added_up``), without warnings."""
     return code_for_few(add, None, (values,), ())(values)

@@ -13,6 +13,7 @@ from test_fast_paths import run_fresh
 
 import numbasoft
 from numbasoft import launch
+from numbasoft.ops.cross_entropy import api as cross_entropy_api
 from numbasoft.ops.log_softmax import api as log_softmax_api
 from numbasoft.ops.softmax import api as softmax_api
 
@@ -38,6 +39,7 @@ def no_caches(monkeypatch):
     for api in softmax_api, log_softmax_api:
         monkeypatch.setattr(api, "SMALLEST", 0)
         monkeypatch.setattr(api, "PARALLEL", 0)
+    monkeypatch.setattr(cross_entropy_api, "PARALLEL", 0)
 
 
 @pytest.fixture(params=["one thread", "threads"])

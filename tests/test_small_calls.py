@@ -1,13 +1,15 @@
 """Small calls, of which Python takes most of the time: their short ways give what the long ones do."""
 
+import functools
 import importlib
+import math
 
 import numpy as np
 import pytest
 from samples import assert_same_bits
 
 import numbasoft
-from numbasoft import arrays, launch, transpose
+from numbasoft import arrays, launch, totals, transpose
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 API = {
@@ -440,53 +442,68 @@ def only_few(monkeypatch):
 LOSS_SHAPES = [(10,), (1, 10), (8, 16), (33, 3), (2, 3, 5), (7, 1000), (5, 1)]
 
 
-def of_losses(x, target, options):
-    """What all functions that have a way for few rows give."""
-    value, grad = numbasoft.cross_entropy_value_and_grad(x, target, **options)
-    return {
-        "cross_entropy": numbasoft.cross_entropy(x, target, **options),
+def of_losses(x, target, options, ignored):
+    """What all functions that have a way for few rows give; nothing where one does not take the options."""
+    more = options | {"ignore_index": ignored}
+    value, grad = numbasoft.cross_entropy_value_and_grad(x, target, **more)
+    in_place, given = x.copy(), np.full_like(x, 7)
+    results = {
+        "cross_entropy": numbasoft.cross_entropy(x, target, **more),
         "value": value,
         "grad": grad,
-        "in place": numbasoft.cross_entropy_value_and_grad(
-            in_place := x.copy(), target, out=in_place, **options
-        )[1],
+        "in place": numbasoft.cross_entropy_value_and_grad(in_place, target, out=in_place, **more)[1],
+        "given": numbasoft.cross_entropy_value_and_grad(x, target, out=given, **more)[1],
     }
+    if options["reduction"] != "none":
+        for g in 0.3, -0.0, 1e300, np.inf, np.nan:
+            in_place = x.copy()
+            call = numbasoft.cross_entropy_backward
+            results["backward", g] = call(float(g), x, target, **more)
+            results["backward in place", g] = call(float(g), in_place, target, out=in_place, **more)
+    if not options["z_loss"]:
+        if options["reduction"] == "mean":
+            results["perplexity"] = numbasoft.perplexity(
+                x, target, temperature=options["temperature"], ignore_index=ignored
+            )
+        if options["temperature"] == 1.0:
+            results["nll_loss"] = numbasoft.nll_loss(
+                x, target, reduction=options["reduction"], ignore_index=ignored
+            )
+        if options["reduction"] == "none":
+            valid = np.asarray(np.clip(target, 0, x.shape[-1] - 1))
+            results["token_log_probs"] = numbasoft.token_log_probs(
+                x, valid, temperature=options["temperature"]
+            )
+    return results
 
 
+@pytest.mark.parametrize("ignored", [-100, 0, "last"])
 @pytest.mark.parametrize("z", [0.0, 0.01])
 @pytest.mark.parametrize("t", [1.0, 0.3])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @by_dtype
 @pytest.mark.parametrize("shape", LOSS_SHAPES, ids=lambda v: str(v).replace(" ", ""))
-def test_few_losses(shape, dtype, reduction, t, z, rng, only_few, monkeypatch):
+def test_few_losses(shape, dtype, reduction, t, z, ignored, rng, only_few, monkeypatch):
+    ignored = shape[-1] - 1 if ignored == "last" else ignored
     x = rng.normal(0, 30, shape).astype(dtype)
-    target = rng.integers(0, shape[-1], shape[:-1])
-    if target.ndim:
-        target.flat[0] = -100
-        x[np.unravel_index(0, target.shape)] = np.nan  # ignored, whatever it holds
-    else:
-        target = np.array(target)
+    target = np.asarray(rng.integers(0, shape[-1], shape[:-1]))
+    for i in (0, 15, 16, 32) if target.ndim else ():  # in groups of 16 and 8 rows, first and last
+        if i < target.size:
+            target.flat[i] = ignored
+            x[np.unravel_index(i, target.shape)] = np.nan  # whatever it holds
     options = {"reduction": reduction, "temperature": t, "z_loss": z}
-    got = of_losses(x, target, options)
-    if reduction != "none":
-        got["backward"] = numbasoft.cross_entropy_backward(0.3, x, target, **options)
-    if reduction == "mean" and not z:
-        got["perplexity"] = numbasoft.perplexity(x, target, temperature=t)
-    valid = np.asarray(np.maximum(target, 0))
-    if not z and reduction == "none":
-        got["token_log_probs"] = numbasoft.token_log_probs(x, valid, temperature=t)
-    monkeypatch.undo()
-    other = target.astype(np.int32)  # which takes the general path
-    want = of_losses(x, other, options)
-    if "backward" in got:
-        want["backward"] = numbasoft.cross_entropy_backward(0.3, x, other, **options)
-    if "perplexity" in got:
-        want["perplexity"] = numbasoft.perplexity(x, other, temperature=t)
-    if "token_log_probs" in got:
-        want["token_log_probs"] = numbasoft.token_log_probs(x, valid.astype(np.int32), temperature=t)
+    with np.errstate(all="ignore"):
+        got = of_losses(x, target, options, ignored)
+        monkeypatch.undo()
+        want = of_losses(x, target.astype(np.int32), options, ignored)  # which takes the general path
+    assert got.keys() == want.keys()
     for key, value in want.items():
-        assert type(got[key]) is type(value)
+        assert type(got[key]) is type(value), key
         assert_same_bits(np.asarray(got[key]), np.asarray(value))
+    if reduction == "none":
+        is_ignored = target == ignored
+        assert not got["cross_entropy"][is_ignored].any() and not got["grad"][is_ignored].any()
+        assert (got["cross_entropy"][~is_ignored] >= 0).all()
 
 
 def test_few_losses_of_short_rows_are_done_a_lane_each(rng, monkeypatch):
@@ -522,7 +539,11 @@ def test_what_few_losses_leave_to_the_general_path(rng, monkeypatch):
         ((x, target), {"z_loss": 0}), ((x, target), {"label_smoothing": 0}), ((x, target), {"ignore_index": 1 << 70}), (many, {}),
     ):  # fmt: skip
         taken.clear()
-        np.testing.assert_allclose(numbasoft.cross_entropy(*arguments, **options), want, rtol=1e-6)
+        result = numbasoft.cross_entropy(*arguments, **options)
+        if arguments is many:
+            np.testing.assert_allclose(result, want, rtol=1e-6)
+        else:
+            assert_same_bits(result, want)
         assert taken, (arguments, options)
     assert np.isnan(numbasoft.cross_entropy(x * np.nan, target))
 
@@ -553,13 +574,16 @@ def test_few_losses_refuse_classes_before_they_write(bad, rng):
 def test_few_losses_refuse_what_the_general_path_refuses(rng):
     x, target = rng.normal(size=(6, 9)).astype(np.float32), rng.integers(0, 9, 6)
     for options, error, match in (
-        ({"reduction": "median"}, ValueError, "reduction"), ({"reduction": 1}, TypeError, "reduction"), ({"reduction": None}, TypeError, "reduction"),
+        ({"reduction": "median"}, ValueError, "reduction"), ({"reduction": 1}, TypeError, "reduction"), ({"reduction": None}, TypeError, "reduction"), ({"reduction": np.array(["mean", "sum"])}, TypeError, "reduction"),
         ({"z_loss": -1.0}, ValueError, "z_loss"), ({"z_loss": float("nan")}, ValueError, "z_loss"), ({"label_smoothing": -0.1}, ValueError, "label_smoothing"),
         ({"temperature": 0.0}, ValueError, "temperature"), ({"ignore_index": 1.5}, TypeError, "ignore_index"), ({"axis": 5}, IndexError, "axis"),
         ({"axis": None}, TypeError, "axis"), ({"axis": True}, TypeError, "axis"),
     ):  # fmt: skip
-        with pytest.raises(error, match=match):
-            numbasoft.cross_entropy(x, target, **options)
+        for call in (
+            numbasoft.cross_entropy, numbasoft.cross_entropy_value_and_grad, functools.partial(numbasoft.cross_entropy_backward, 1.0),
+        ):  # fmt: skip
+            with pytest.raises(error, match=match):
+                call(x, target, **options)
     for wrong in target[:5], target[:, None], np.int64(3):
         with pytest.raises(ValueError, match="target has shape"):
             numbasoft.cross_entropy(x, wrong)
@@ -679,3 +703,29 @@ def test_few_elements(shape, dtype, rng, monkeypatch):
         for result in got, given, in_place:
             assert isinstance(result, np.ndarray)
             assert_same_bits(result, want)
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 16, 17, 100])
+def test_totals_are_rounded_once(n, rng):
+    values = rng.normal(size=n) * 10.0 ** rng.integers(-20, 20, n)
+    assert totals.total(values) == math.fsum(values)
+
+
+def test_totals_that_are_not_finite():
+    total, inf, nan = totals.total, np.inf, np.nan
+    big = 1e308
+    with np.errstate(all="raise"):
+        assert total(np.array([1.0, inf] + [2.0] * 9)) == inf
+        assert total(np.array([1.0, -inf] + [2.0] * 9)) == -inf
+        assert np.isnan(total(np.array([inf] + [2.0] * 9 + [-inf])))
+        assert np.isnan(total(np.array([1.0] * 9 + [nan])))
+        assert total(np.full(20, big)) == inf
+        assert total(np.array([-big, big] * 10)) == 0  # whichever way it goes
+
+
+def test_log_probabilities_of_few_rows_take_no_general_path(rng, only_few):
+    for dtype in np.float32, np.float64:
+        x = rng.normal(size=(launch.PARALLEL - 1, 2)).astype(dtype)
+        assert np.isfinite(numbasoft.nll_loss(x, rng.integers(0, 2, len(x))))
+    with pytest.raises(AssertionError, match="general path"):
+        numbasoft.nll_loss(np.zeros((launch.PARALLEL, 2)), np.zeros(launch.PARALLEL, int))

@@ -206,7 +206,7 @@ def plain_classes(x, target, axis, ignore_index, reduction):
     if not target.flags.carray or reduction not in checks.REDUCTIONS:
         return None
     if ignore_index is NO_CLASS:
-        return rows, cpu.IGNORED
+        return rows, cpu.IGNORED  # which rows must not have then, as few_losses sees by their count
     is_plain = type(ignore_index) is int and -INDICES <= ignore_index < INDICES
     return (rows, ignore_index) if is_plain else None
 
@@ -229,16 +229,16 @@ def few_losses(
     rows, ignored = plain
     if rows.size >= PARALLEL:
         return None
-    found = code_of_few(logits.dtype, temperature, are_narrow(rows), has_gradient)
-    if found is None:
+    code = code_of_few(logits.dtype, temperature, are_narrow(rows), has_gradient)
+    if code is None:
         return None
-    run, factors = found
+    run, factors = code
     loss, dx = np.empty(len(rows)), out
     if has_gradient and out is None:
         dx = np.empty_like(logits)
     to = dx if dx is None or rows is logits else dx.reshape(rows.shape)
     few = run(rows, target.reshape(-1), ignored, grad, reduction == "mean", z_loss, *factors, loss, to)
-    if few[0] < 0 or (ignore_index is NO_CLASS and few[0] < loss.size):
+    if few[0] < 0 or (ignore_index is NO_CLASS and few[0] < loss.size):  # only asked without a gradient
         return None
     return *few, loss, dx
 
@@ -257,7 +257,7 @@ def few_picked(log_probs, target, axis, ignore_index, reduction):
     return None if few[0] < 0 else (*few, loss, None)
 
 
-def reduced(few, reduction, x):
+def result_of_few(few, reduction, x):
     """The losses of few rows of x as the caller wants them."""
     count, value, is_normal, loss, _ = few
     if reduction == "none":
@@ -388,7 +388,7 @@ def cross_entropy(
     if weight is None and stream is None and is_zero(label_smoothing):
         few = few_losses(logits, target, axis, ignore_index, z_loss, temperature, reduction)
         if few is not None:
-            return reduced(few, reduction, logits)
+            return result_of_few(few, reduction, logits)
     if arrays.on_device(stream, logits=logits, target=target, weight=weight):
         return device_losses().value(
             device_kernels(), logits, target, stream, axis=axis, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
@@ -466,7 +466,7 @@ def cross_entropy_value_and_grad(
             logits, target, axis, ignore_index, z_loss, temperature, reduction, has_gradient=True, out=out
         )
         if few is not None:
-            return reduced(few, reduction, logits), few[-1]
+            return result_of_few(few, reduction, logits), few[-1]
     if arrays.on_device(stream, logits=logits, target=target, weight=weight, out=out):
         return device_losses().value_and_grad(
             device_kernels(), logits, target, out, stream, axis=axis, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
@@ -540,9 +540,12 @@ def cross_entropy_backward(
     >>> numbasoft.cross_entropy_backward(1.0, x, 2, lse=numbasoft.logsumexp(x))
     array([ 0.09003057,  0.24472847, -0.33475904])
     """
-    is_plain = type(grad) is float and lse is None and reduction != "none"
+    is_plain = type(grad) is float and lse is None and type(reduction) is str and reduction != "none"
     if is_plain and weight is None and stream is None and is_zero(label_smoothing):
-        few = few_losses(logits, target, axis, ignore_index, z_loss, temperature, reduction, grad, True, out)
+        few = few_losses(
+            logits, target, axis, ignore_index, z_loss, temperature, reduction,
+            grad=grad, has_gradient=True, out=out,
+        )  # fmt: skip
         if few is not None:
             return few[-1]
     of_grad = None if isinstance(grad, numbers.Real) else grad  # a number goes with arrays of any place
@@ -684,7 +687,7 @@ def token_log_probs(
     if few is not None:
         _, _, _, loss, _ = few
         np.subtract(0.0, loss, out=loss)
-        return reduced(few, "none", logits)
+        return result_of_few(few, "none", logits)
     if arrays.on_device(stream, logits=logits, ids=ids):
         return device_losses().value(
             device_kernels(), logits, ids, stream, axis=axis, weight=None, ignore_index=None,
@@ -809,11 +812,11 @@ def nll_loss(
     if weight is None and stream is None:
         few = few_picked(log_probs, target, axis, ignore_index, reduction)
         if few is not None:
-            return reduced(few, reduction, log_probs)
+            return result_of_few(few, reduction, log_probs)
     if arrays.on_device(stream, log_probs=log_probs, target=target, weight=weight):
         options = axis, weight, ignore_index, reduction
         return device_losses().picked(device_kernels(), None, log_probs, target, stream, *options)
-    rows = picked(log_probs, target, axis, weight, ignore_index, reduction)
+    rows = of_classes(log_probs, target, axis, weight, ignore_index, reduction)
     loss = np.zeros(rows.target.size)
     if loss.size:
         inputs = *layers_and_classes(rows), rows.own
@@ -871,7 +874,7 @@ def nll_loss_backward(
     if arrays.on_device(stream, log_probs=log_probs, target=target, weight=weight, grad=of_grad):
         options = axis, weight, ignore_index, reduction
         return device_losses().picked(device_kernels(), grad, log_probs, target, stream, *options)
-    rows = picked(log_probs, target, axis, weight, ignore_index, reduction)
+    rows = of_classes(log_probs, target, axis, weight, ignore_index, reduction)
     g = rows.per_row(checks.upstream(grad, rows.reduction, rows.outer, rows.axis))
     result = np.zeros(rows.x.shape, rows.dtype)
     if rows.target.size:
@@ -882,8 +885,8 @@ def nll_loss_backward(
     return result
 
 
-def picked(log_probs, target, axis, weight, ignore_index, reduction):
-    """The checked arguments."""
+def of_classes(log_probs, target, axis, weight, ignore_index, reduction):
+    """The checked arguments of functions of log-probabilities and classes."""
     return checked(
         log_probs, target, axis, weight, ignore_index, 0.0, 0.0, 1.0, reduction,
         ("log_probs", "target"), True,
