@@ -128,9 +128,9 @@ def checked(
     is_class = only_classes or y.dtype.kind in "biu" or y.shape == outer
     own = q = weights = spread = None
     rows = math.prod(outer)
-    kept, w = 1.0, np.ones(1) if weight is None else weight
+    kept, w = 1.0, weight
     if smoothing:  # what a class has of q is rounded once
-        kept, w = np.longdouble(1) - smoothing, w.astype(np.longdouble)
+        kept, w = np.longdouble(1) - smoothing, np.asarray([1.0] if weight is None else weight, np.longdouble)
     if is_class:
         y, has_ignored = checks.class_indices(y, outer, names[1], classes, ignore_index, cpu.IGNORED)
         compute = computing_dtype(dtype, t)
@@ -219,6 +219,8 @@ def few_losses(
     What is returned is a ``cpu.summary``, the losses in float64 and the gradient.
     It is None, too, where something is wrong with an argument: the general path says what.
     """
+    if type(logits) is not np.ndarray or logits.size >= PARALLEL:
+        return None
     if type(temperature) is not float or type(z_loss) is not float or not 0.0 <= z_loss < math.inf:
         return None
     plain = plain_classes(logits, target, axis, ignore_index, reduction)
@@ -227,8 +229,6 @@ def few_losses(
     if out is not None and np.may_share_memory(out, target):
         return None
     rows, ignored = plain
-    if rows.size >= PARALLEL:
-        return None
     code = code_of_few(logits.dtype, temperature, are_narrow(rows), has_gradient)
     if code is None:
         return None
