@@ -18,7 +18,7 @@ from numpy import ndarray
 from numpy.typing import NDArray
 
 from . import checks, transpose
-from .launch import PARALLEL, computing_dtype, fill_vectors
+from .launch import PARALLEL, are_many, computing_dtype, fill_vectors
 from .vector.types import WIDEST
 
 Array: TypeAlias = NDArray[Any]
@@ -52,16 +52,17 @@ def plain_rows(x, axis):
     return x.reshape(1, -1) if axis is None else None
 
 
-def few_result(few, x, axis, temperature, where, out):
-    """The result for few plain rows, in 16 bits too and with a plain mask; None where they take the general path.
+def plain_result(kernel, x, axis, temperature, where, out):
+    """The result for plain rows, in 16 bits too and with a plain mask; None where they take the general path.
 
-    ``few`` makes, of dtype, temperature and whether there is a mask, a function of rows, the mask's bytes and the result,
-    or None.
+    ``kernel`` makes, of dtype, temperature, whether there is a mask and whether rows are few, a function of rows, the mask's
+    bytes and the result, or None.
     """
     if type(temperature) is not float:
         return None
     rows, mask = plain_rows(x, axis), None
-    if rows is None or not 0 < rows.size < PARALLEL:
+    is_few = rows is not None and 0 < rows.size < PARALLEL
+    if not is_few and (rows is None or not are_many(rows)):
         return None
     if where is None and rows.size > LITTLE and rows.shape[1] <= WIDEST:
         return None
@@ -73,7 +74,7 @@ def few_result(few, x, axis, temperature, where, out):
         if not where.flags.c_contiguous or (out is not None and np.may_share_memory(out, where)):
             return None
         mask = where.view(np.uint8).reshape(rows.shape)
-    run = few(x.dtype, temperature, mask is not None)
+    run = kernel(x.dtype, temperature, mask is not None, is_few)
     if run is None:
         return None
     y = np.empty_like(x) if out is None else out

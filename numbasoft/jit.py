@@ -539,6 +539,17 @@ def threads():
     return min(mask, processors())
 
 
+def threads_at_once():
+    """The number of threads of a parallel kernel that is entered without ``parallel_region``; 0 where it takes one."""
+    layer = pool._threading_layer
+    if state.serial or layer is None or layer == "workqueue":
+        return 0
+    if threading.get_ident() != state.launcher:
+        state.shared = True
+    mask = mask_functions(layer)[0]()
+    return mask if mask <= processors() else 0
+
+
 class parallel_region:
     """``with parallel_region() as allowed:`` tells whether a parallel kernel may be entered now."""
 

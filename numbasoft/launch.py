@@ -9,10 +9,11 @@ from . import columns, jit, split
 from .caches import last_caches
 from .passes import SEGMENT, WRITE_AHEAD
 from .tiles import LARGEST_TILE
-from .vector.types import LANES
+from .vector.types import LANES, WIDEST
 
-# Below this many elements starting the threads costs more than they gain.
-PARALLEL = 1 << 15
+# Below this many elements starting the threads costs more than they gain: 64,000 of float32 take 11 us in one thread, in two 9
+# from a loop that does nothing else, 20 from one that does, and 23 where a millisecond is between, after which threads sleep.
+PARALLEL = 1 << 16
 
 # ... and below this sharing rows costs more: threads wait for each other between the loops.
 SHARED = 3 << 15
@@ -85,8 +86,36 @@ def code_for_few(kernel, key, inputs, outputs):
     return CODE.get((kernel, key)) or compiled(kernel, key, inputs, outputs)
 
 
+def code_for_plain(serial, parallel, key, inputs, outputs, is_few):
+    """``code_for_few``; or what does as ``launch`` does with less to find out, for the rows of at least PARALLEL elements.
+
+    Between calls the arrays push Python's code out of the first caches: it took 4 us of the 30 that softmax of 256 x 1000
+    takes in two threads, and so takes 2.
+    """
+    if is_few:
+        return code_for_few(serial, key, inputs, outputs)
+    code, first = None, len(inputs)
+
+    def run(*arguments):
+        nonlocal code
+        rows = len(arguments[0])
+        threads = 0 if code is None else jit.threads_at_once()
+        if threads > 1:
+            return code(*arguments, min(threads, rows))
+        result = launch(serial, parallel, key, arguments[:first], arguments[first:], rows, PARALLEL)
+        code = CODE.get((parallel, key))
+        return result
+
+    return run
+
+
+def are_many(rows):
+    """Whether plain rows are enough for threads, and neither so short, so long nor so many that other kernels are for them."""
+    return rows.size >= PARALLEL and WIDEST < rows.shape[1] <= SEGMENT and rows.nbytes < LEAST_PAST_CACHES
+
+
 def launch(serial, parallel, key, inputs, outputs, rows, size):
-    """Call a kernel with its inputs and outputs; ``parallel`` takes a number of blocks besides.
+    """Call a kernel with its inputs and outputs; ``parallel`` takes a number of blocks besides. Returned is what it returns.
 
     ``key`` tells apart what the types of the arguments depend on.
     """
@@ -95,10 +124,9 @@ def launch(serial, parallel, key, inputs, outputs, rows, size):
         function = CODE.get((parallel, key)) or compiled(parallel, key, inputs, outputs, types.intp)
         with jit.parallel_region() as entered:
             if entered:
-                function(*inputs, *outputs, threads)
-                return
+                return function(*inputs, *outputs, threads)
     function = CODE.get((serial, key)) or compiled(serial, key, inputs, outputs)
-    function(*inputs, *outputs)
+    return function(*inputs, *outputs)
 
 
 def fill_vectors(rows, dtype):

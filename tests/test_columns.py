@@ -141,7 +141,7 @@ def as_rows(monkeypatch):
 
 def test_only_the_tiles_that_need_it_are_copied_to_rows(as_rows, never_staged):
     rng = np.random.default_rng(0)
-    x, g = (rng.normal(0, 1, (3, 10, 2000)).astype(np.float32) for _ in range(2))
+    x, g = (rng.normal(0, 1, (3, 10, 3000)).astype(np.float32) for _ in range(2))
     y = numbasoft.softmax(x, 1)
     g[1, 4, 700] = np.inf
     numbasoft.softmax_backward(g, y, 1)
@@ -149,7 +149,7 @@ def test_only_the_tiles_that_need_it_are_copied_to_rows(as_rows, never_staged):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-@pytest.mark.parametrize("shape", [(700, 5, 17), (1, 5, 9001)])
+@pytest.mark.parametrize("shape", [(900, 5, 17), (1, 5, 14_001)])
 def test_tiles_far_apart_are_copied_to_rows_together(shape, as_rows, never_staged):
     """One by one, those of 100,000 small layers took three seconds."""
     rng = np.random.default_rng(0)

@@ -13,9 +13,10 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 import pytest
+from samples import assert_same_bits
 
 import numbasoft
-from numbasoft import arrays, caches, jit
+from numbasoft import arrays, caches, jit, launch
 from numbasoft.launch import PARALLEL
 
 FEATURES = llvm.get_host_cpu_features()
@@ -227,7 +228,7 @@ def test_many_short_rows_are_done_a_lane_each(name, dtype, most, monkeypatch, rn
     monkeypatch.setattr(api, "launch", seen)
     for shape, is_narrow in (
         ((3000, 1), True), ((300, most), True), ((1500, 2), True), ((200, most + 1), False), ((7, most), False),
-        ((3000, most + 1), False),
+        ((3000, most + 1), False), ((8000, most + 1), False),
     ):  # fmt: skip
         taken.clear()
         x = rng.standard_normal(shape).astype(dtype)
@@ -236,13 +237,52 @@ def test_many_short_rows_are_done_a_lane_each(name, dtype, most, monkeypatch, rn
         if name != "logsumexp":
             taken.clear()
             getattr(numbasoft, f"{name}_backward")(x, y)
-            few = (
-                dtype != "float16" and x.size < PARALLEL and (x.size < 128 or shape[1] > 16)
-            )  # without launch
-            assert taken == (["narrow_backward"] if is_narrow else [] if few else ["backward"]), shape
+            is_plain = dtype != "float16" and (x.size < 128 or shape[1] > 16)  # without launch
+            assert taken == (["narrow_backward"] if is_narrow else [] if is_plain else ["backward"]), shape
         taken.clear()
         getattr(numbasoft, name)(x, where=np.ones(shape, bool))
-        assert taken == ([] if x.size < PARALLEL and name != "logsumexp" else ["forward"]), shape
+        is_plain = (x.size < PARALLEL or shape[1] > 16) and name != "logsumexp"
+        assert taken == ([] if is_plain else ["forward"]), shape
+
+
+@pytest.mark.skipif(jit.processors() < 2, reason="needs two processors, for a parallel kernel")
+def test_many_plain_rows_enter_threads_without_launch(monkeypatch, rng):
+    x = rng.standard_normal((70, 1000), np.float32)
+    half, mask, target = x.astype(np.float16), x < 1, rng.integers(0, 1000, 70)
+    log_y = numbasoft.log_softmax(x)
+    calls = [
+        lambda: numbasoft.softmax(x),
+        lambda: numbasoft.softmax(half),
+        lambda: numbasoft.softmax(x, where=mask),
+        lambda: numbasoft.log_softmax(x, temperature=0.7),
+        lambda: numbasoft.log_softmax(half, where=mask),
+        lambda: numbasoft.logsumexp(x),
+        lambda: numbasoft.softmax_backward(x, x),
+        lambda: numbasoft.log_softmax_backward(x, log_y),
+        lambda: numbasoft.cross_entropy(x, target),
+        lambda: numbasoft.cross_entropy_value_and_grad(x, target)[1],
+        lambda: numbasoft.token_log_probs(
+            x[:, :10].repeat(100, 0), target.repeat(100) % 10
+        ),  # a lane for a row
+    ]
+    before, taken = numba.get_num_threads(), []
+    launched = launch.launch
+    monkeypatch.setattr(launch, "launch", lambda *given: (taken.append(1), launched(*given))[1])
+    try:
+        for call in calls:
+            numba.set_num_threads(1)
+            want = call()
+            numba.set_num_threads(2)
+            call()  # compiles if need be
+            taken.clear()
+            assert_same_bits(call(), want)
+            assert not taken
+            numba.set_num_threads(1)
+            taken.clear()
+            call()
+            assert taken
+    finally:
+        numba.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 16), ("float16", 16), ("float64", 8)])
@@ -259,8 +299,8 @@ def test_cross_entropy_of_many_short_rows_is_done_a_lane_each(dtype, most, monke
     for shape, kernel in (
         ((40000, 1), "narrow"), ((5000, most), "narrow"), ((5000, most + 1), "forward"), ((7, 5000), "forward"),
     ):  # fmt: skip
-        x, target = rng.standard_normal(shape).astype(dtype), rng.integers(0, shape[1], shape[0])
-        taken.clear()
+        x, target = rng.standard_normal(shape).astype(dtype), rng.integers(0, shape[1], shape[0], np.int32)
+        taken.clear()  # int64 would take no general path
         numbasoft.cross_entropy(x, target, weight=np.ones(shape[1]), z_loss=0.1, temperature=2.0)
         numbasoft.cross_entropy_value_and_grad(x, target)
         numbasoft.cross_entropy_backward(1.0, x, target)

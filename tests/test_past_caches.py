@@ -244,10 +244,10 @@ from numbasoft.ops.softmax import cpu
 
 launch.LEAST_PAST_CACHES, launch.last_caches = 0, lambda threads: 0
 numba.set_num_threads(1)
-x = np.zeros((60, 600), np.float32)
+x = np.zeros((120, 600), np.float32)
 numbasoft.softmax(x, out=np.empty_like(x))
 numbasoft.log_softmax(x, out=np.empty_like(x))
-numbasoft.cross_entropy_value_and_grad(x, [1] * 60, out=np.empty_like(x))
+numbasoft.cross_entropy_value_and_grad(x, [1] * 120, out=np.empty_like(x))
 print(json.dumps(["".join(module.past_caches.inspect_asm().values()) for module in (cpu, logs, losses)]))
 """
 
@@ -333,7 +333,7 @@ rng, calls = np.random.default_rng(0), 0
 for dtype in "float32", "float64":
     launch.LEAST_ROW = {4: 16, 8: 8}
     for n in 520, 601, 1000, 4099, 16385:
-        for rows in 2, 9, 64:
+        for rows in 2, 9, 130:
             for at_end in False, True:
                 x, y = guarded((rows, n), dtype, at_end), guarded((rows, n), dtype, at_end)
                 x[...] = rng.normal(size=x.shape)

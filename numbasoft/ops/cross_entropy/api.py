@@ -18,6 +18,7 @@ from ...launch import (
     PARALLEL,
     are_narrow,
     code_for_few,
+    code_for_plain,
     computing_dtype,
     is_past_caches,
     is_wide,
@@ -184,16 +185,15 @@ def is_zero(value):
 
 
 @lru_cache(maxsize=256)
-def code_of_few(dtype, temperature, is_narrow, has_gradient):
-    """The machine code for few rows, and the factors that it takes; or None where they take the general path."""
+def plain_kernel(dtype, temperature, is_narrow, has_gradient, is_few):
+    """The kernel for plain rows, and the factors that it takes; or None where they take the general path."""
     if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, factors = np.empty((1, 1), dtype), elementary.scale_and_inverse(temperature, is_wide(dtype))
     inputs = like, np.empty(1, np.int64), 0, 1.0, True, 0.0, *factors
     outputs = np.empty(1), like if has_gradient else None
-    return code_for_few(
-        cpu.few_narrow if is_narrow else cpu.few, (dtype, has_gradient), inputs, outputs
-    ), factors
+    run = (cpu.plain_narrow, cpu.plain_narrow_parallel) if is_narrow else (cpu.plain, cpu.plain_parallel)
+    return code_for_plain(*run, (dtype, has_gradient), inputs, outputs, is_few), factors
 
 
 def plain_classes(x, target, axis, ignore_index, reduction):
@@ -206,20 +206,20 @@ def plain_classes(x, target, axis, ignore_index, reduction):
     if not target.flags.carray or reduction not in checks.REDUCTIONS:
         return None
     if ignore_index is NO_CLASS:
-        return rows, cpu.IGNORED  # which rows must not have then, as few_losses sees by their count
+        return rows, cpu.IGNORED  # which rows must not have then, as plain_losses sees by their count
     is_plain = type(ignore_index) is int and -INDICES <= ignore_index < INDICES
     return (rows, ignore_index) if is_plain else None
 
 
-def few_losses(
+def plain_losses(
     logits, target, axis, ignore_index, z_loss, temperature, reduction, grad=1.0, has_gradient=False, out=None
 ):
-    """The losses of few plain rows, whose classes have neither weights nor smoothing, and gradients; or None.
+    """The losses of plain rows, whose classes have neither weights nor smoothing, and gradients; or None.
 
     What is returned is a ``cpu.summary``, the losses in float64 and the gradient.
     It is None, too, where something is wrong with an argument: the general path says what.
     """
-    if type(logits) is not np.ndarray or logits.size >= PARALLEL:
+    if type(logits) is not np.ndarray or logits.size > arrays.CALL:
         return None
     if type(temperature) is not float or type(z_loss) is not float or not 0.0 <= z_loss < math.inf:
         return None
@@ -229,22 +229,25 @@ def few_losses(
     if out is not None and np.may_share_memory(out, target):
         return None
     rows, ignored = plain
-    code = code_of_few(logits.dtype, temperature, are_narrow(rows), has_gradient)
-    if code is None:
+    to = out if out is None or rows is logits else out.reshape(rows.shape)
+    if to is not None and is_past_caches(rows, to):
         return None
-    run, factors = code
-    loss, dx = np.empty(len(rows)), out
+    kernel = plain_kernel(logits.dtype, temperature, are_narrow(rows), has_gradient, rows.size < PARALLEL)
+    if kernel is None:
+        return None
+    run, factors = kernel
+    dx, loss = out, np.empty(len(rows))
     if has_gradient and out is None:
         dx = np.empty_like(logits)
-    to = dx if dx is None or rows is logits else dx.reshape(rows.shape)
-    few = run(rows, target.reshape(-1), ignored, grad, reduction == "mean", z_loss, *factors, loss, to)
-    if few[0] < 0 or (ignore_index is NO_CLASS and few[0] < loss.size):  # only asked without a gradient
+        to = dx.reshape(rows.shape)
+    result = run(rows, target.reshape(-1), ignored, grad, reduction == "mean", z_loss, *factors, loss, to)
+    if result[0] < 0 or (ignore_index is NO_CLASS and result[0] < loss.size):  # only asked without a gradient
         return None
-    return *few, loss, dx
+    return *result, loss, dx
 
 
-def few_picked(log_probs, target, axis, ignore_index, reduction):
-    """``few_losses`` from log-probabilities."""
+def plain_picked(log_probs, target, axis, ignore_index, reduction):
+    """``plain_losses`` from log-probabilities."""
     plain = plain_classes(log_probs, target, axis, ignore_index, reduction)
     if plain is None or log_probs.dtype not in (np.float32, np.float64):
         return None
@@ -253,13 +256,13 @@ def few_picked(log_probs, target, axis, ignore_index, reduction):
         return None
     loss = np.empty(len(rows))
     inputs = rows, target.reshape(-1), ignored
-    few = code_for_few(cpu.few_picked, log_probs.dtype, inputs, (loss,))(*inputs, loss)
-    return None if few[0] < 0 else (*few, loss, None)
+    result = code_for_few(cpu.plain_picked, log_probs.dtype, inputs, (loss,))(*inputs, loss)
+    return None if result[0] < 0 else (*result, loss, None)
 
 
-def result_of_few(few, reduction, x):
-    """The losses of few rows of x as the caller wants them."""
-    count, value, is_normal, loss, _ = few
+def result_of_plain(plain, reduction, x):
+    """The losses of plain rows of x as the caller wants them."""
+    count, value, is_normal, loss, _ = plain
     if reduction == "none":
         loss = loss.reshape(x.shape[:-1])
         return loss.astype(x.dtype, copy=False) if is_normal else rounded(loss, x.dtype)
@@ -386,9 +389,9 @@ def cross_entropy(
     array([4.07605964e-01, 1.00000000e+03])
     """
     if weight is None and stream is None and is_zero(label_smoothing):
-        few = few_losses(logits, target, axis, ignore_index, z_loss, temperature, reduction)
-        if few is not None:
-            return result_of_few(few, reduction, logits)
+        plain = plain_losses(logits, target, axis, ignore_index, z_loss, temperature, reduction)
+        if plain is not None:
+            return result_of_plain(plain, reduction, logits)
     if arrays.on_device(stream, logits=logits, target=target, weight=weight):
         return device_losses().value(
             device_kernels(), logits, target, stream, axis=axis, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
@@ -462,11 +465,11 @@ def cross_entropy_value_and_grad(
     array([-1.92874985e-22,  1.92874985e-22])
     """
     if weight is None and stream is None and is_zero(label_smoothing):
-        few = few_losses(
+        plain = plain_losses(
             logits, target, axis, ignore_index, z_loss, temperature, reduction, has_gradient=True, out=out
         )
-        if few is not None:
-            return result_of_few(few, reduction, logits), few[-1]
+        if plain is not None:
+            return result_of_plain(plain, reduction, logits), plain[-1]
     if arrays.on_device(stream, logits=logits, target=target, weight=weight, out=out):
         return device_losses().value_and_grad(
             device_kernels(), logits, target, out, stream, axis=axis, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
@@ -542,12 +545,12 @@ def cross_entropy_backward(
     """
     is_plain = type(grad) is float and lse is None and type(reduction) is str and reduction != "none"
     if is_plain and weight is None and stream is None and is_zero(label_smoothing):
-        few = few_losses(
+        plain = plain_losses(
             logits, target, axis, ignore_index, z_loss, temperature, reduction,
             grad=grad, has_gradient=True, out=out,
         )  # fmt: skip
-        if few is not None:
-            return few[-1]
+        if plain is not None:
+            return plain[-1]
     of_grad = None if isinstance(grad, numbers.Real) else grad  # a number goes with arrays of any place
     if arrays.on_device(stream, logits=logits, target=target, grad=of_grad, lse=lse, weight=weight, out=out):
         return device_losses().backward(
@@ -683,11 +686,13 @@ def token_log_probs(
     >>> numbasoft.token_log_probs(np.array([[1.0, 2.0, 3.0], [50.0, 0.0, 0.0]]), [2, 0])
     array([-4.07605964e-01, -3.85749970e-22])
     """
-    few = None if stream is not None else few_losses(logits, ids, axis, NO_CLASS, 0.0, temperature, "none")
-    if few is not None:
-        _, _, _, loss, _ = few
+    plain = (
+        None if stream is not None else plain_losses(logits, ids, axis, NO_CLASS, 0.0, temperature, "none")
+    )
+    if plain is not None:
+        _, _, _, loss, _ = plain
         np.subtract(0.0, loss, out=loss)
-        return result_of_few(few, "none", logits)
+        return result_of_plain(plain, "none", logits)
     if arrays.on_device(stream, logits=logits, ids=ids):
         return device_losses().value(
             device_kernels(), logits, ids, stream, axis=axis, weight=None, ignore_index=None,
@@ -742,11 +747,11 @@ def perplexity(
     >>> numbasoft.perplexity(np.zeros((5, 32)), [0, 1, 2, 3, -100])
     32.0
     """
-    few = None
+    plain = None
     if stream is None:
-        few = few_losses(logits, target, axis, ignore_index, 0.0, temperature, "mean")
-    if few is not None:
-        return exponential_of_mean(few[1], few[0])
+        plain = plain_losses(logits, target, axis, ignore_index, 0.0, temperature, "mean")
+    if plain is not None:
+        return exponential_of_mean(plain[1], plain[0])
     if arrays.on_device(stream, logits=logits, target=target):
         options = axis, ignore_index, temperature
         return device_losses().perplexity(device_kernels(), logits, target, stream, *options)
@@ -810,9 +815,9 @@ def nll_loss(
     array([0.28768207, 0.69314718])
     """
     if weight is None and stream is None:
-        few = few_picked(log_probs, target, axis, ignore_index, reduction)
-        if few is not None:
-            return result_of_few(few, reduction, log_probs)
+        plain = plain_picked(log_probs, target, axis, ignore_index, reduction)
+        if plain is not None:
+            return result_of_plain(plain, reduction, log_probs)
     if arrays.on_device(stream, log_probs=log_probs, target=target, weight=weight):
         options = axis, weight, ignore_index, reduction
         return device_losses().picked(device_kernels(), None, log_probs, target, stream, *options)

@@ -899,7 +899,7 @@ def narrow_parallel(x, target, own, g, z, high, low, ih, il, loss, dx, blocks):
         narrow_rows(x, target, own, g, z, high, low, ih, il, i, j, loss, dx)
 
 
-# Few rows, each of one class: the classes are looked at here, and the losses added up.
+# Plain rows, each of one class: the classes are looked at here, and the losses added up.
 
 
 @inline
@@ -923,7 +923,7 @@ def of_each(grad, is_mean, count):
 
 @inline
 def summary(count, loss):
-    """What kernels for few rows return: how many count, the sum of their losses, and whether float32 has all as normal numbers."""
+    """What kernels for plain rows return: how many count, the sum of their losses, and whether float32 has all as normal numbers."""
     is_normal = True
     for i in range(loss.size):
         size = abs(loss[i])
@@ -932,7 +932,7 @@ def summary(count, loss):
 
 
 @kernel
-def few(x, target, ignored, grad, is_mean, z, high, low, ih, il, loss, dx):
+def plain(x, target, ignored, grad, is_mean, z, high, low, ih, il, loss, dx):
     """``forward``, and a ``summary``; or a count of -1, and nothing is written, where a class is none."""
     rows, n = x.shape
     count = counted_rows(target, ignored, n)
@@ -943,9 +943,23 @@ def few(x, target, ignored, grad, is_mean, z, high, low, ih, il, loss, dx):
     return summary(count, loss)
 
 
+@parallel_kernel
+def plain_parallel(x, target, ignored, grad, is_mean, z, high, low, ih, il, loss, dx, blocks):
+    rows, n = x.shape
+    count = counted_rows(target, ignored, n)
+    if count < 0:
+        return count, 0.0, False
+    g = of_each(grad, is_mean, count)
+    for b in prange(blocks):
+        i, j, block = b * rows // blocks, (b + 1) * rows // blocks, np.int64(b)
+        classes = target, ignored
+        forward_rows(x, classes, 1.0, None, None, None, g, z, None, high, low, ih, il, i, j, block, loss, dx)
+    return summary(count, loss)
+
+
 @kernel
-def few_narrow(x, target, ignored, grad, is_mean, z, high, low, ih, il, loss, dx):
-    """``few``, by ``narrow``."""
+def plain_narrow(x, target, ignored, grad, is_mean, z, high, low, ih, il, loss, dx):
+    """``plain``, by ``narrow``."""
     rows, n = x.shape
     count = counted_rows(target, ignored, n)
     if count < 0:
@@ -955,9 +969,22 @@ def few_narrow(x, target, ignored, grad, is_mean, z, high, low, ih, il, loss, dx
     return summary(count, loss)
 
 
+@parallel_kernel
+def plain_narrow_parallel(x, target, ignored, grad, is_mean, z, high, low, ih, il, loss, dx, blocks):
+    rows, n = x.shape
+    count = counted_rows(target, ignored, n)
+    if count < 0:
+        return count, 0.0, False
+    g = of_each(grad, is_mean, count)
+    for b in prange(blocks):
+        i, j, classes = b * rows // blocks, (b + 1) * rows // blocks, (target, ignored)
+        narrow_rows(x, classes, 1.0, g, z, high, low, ih, il, i, j, loss, dx)
+    return summary(count, loss)
+
+
 @kernel
-def few_picked(log_p, target, ignored, loss):
-    """``few`` of log-probabilities: the losses are what they have at the classes."""
+def plain_picked(log_p, target, ignored, loss):
+    """``plain`` of log-probabilities: the losses are what they have at the classes."""
     n = log_p.shape[1]
     count = counted_rows(target, ignored, n)
     if count < 0:

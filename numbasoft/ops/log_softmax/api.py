@@ -14,8 +14,9 @@ from ...arrays import CALL, LAST, Array, Axis
 from ...launch import (
     PARALLEL,
     SMALLEST,
+    are_many,
     are_narrow,
-    code_for_few,
+    code_for_plain,
     computing_dtype,
     is_past_caches,
     is_wide,
@@ -31,22 +32,24 @@ from . import cpu
 
 
 @lru_cache(maxsize=256)
-def few_rows(dtype, temperature):
-    """For few plain rows: the machine code, log2(e) / T and 1 / T; or None where they take the general path."""
+def plain_kernel(dtype, temperature, is_few):
+    """For plain rows: the kernel, log2(e) / T and 1 / T; or None where they take the general path."""
     if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, factors = np.empty((1, 1), dtype), elementary.scale_and_inverse(temperature, is_wide(dtype))
-    return code_for_few(cpu.forward, (dtype, True), (like, None, *factors), (like,)), *factors
+    run, inputs = (cpu.forward, cpu.forward_parallel), (like, None, *factors)
+    return code_for_plain(*run, (dtype, True), inputs, (like,), is_few), *factors
 
 
 @lru_cache(maxsize=256)
-def few_more(dtype, temperature, has_mask):
-    """As ``few_rows``, in 16 bits too and with a mask: a function of rows, mask and result, or None."""
+def masked_or_half_kernel(dtype, temperature, has_mask, is_few):
+    """As ``plain_kernel``, in 16 bits too and with a mask: a function of rows, mask and result, or None."""
     if not arrays.is_computed(dtype, temperature):
         return None
     like, mask = arrays.kernel_view(np.empty((1, 1), dtype)), np.empty((1, 1), np.uint8) if has_mask else None
     factors, kind = elementary.scale_and_inverse(temperature, is_wide(dtype)), like.dtype
-    code = code_for_few(cpu.forward, (kind, not has_mask), (like, mask, *factors), (like,))
+    forward, inputs = (cpu.forward, cpu.forward_parallel), (like, mask, *factors)
+    code = code_for_plain(*forward, (kind, not has_mask), inputs, (like,), is_few)
 
     def run(rows, mask, y):
         code(rows.view(kind), mask, *factors, y.reshape(rows.shape).view(kind))
@@ -118,10 +121,11 @@ def log_softmax(
         rows = x if x.ndim == 2 and axis is LAST and x.flags.carray else arrays.plain_rows(x, axis)
         if rows is not None and (out is None or arrays.takes_result(out, x)):
             size = rows.size
-            if 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST):
-                few = few_rows(x.dtype, temperature)
-                if few is not None:
-                    run, high, low, inverse_high, inverse_low = few
+            is_few = 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST)
+            if is_few or are_many(rows):
+                plain = plain_kernel(x.dtype, temperature, is_few)
+                if plain is not None:
+                    run, high, low, inverse_high, inverse_low = plain
                     y = np.empty_like(x) if out is None else out
                     result = y if rows is x else y.reshape(rows.shape)
                     run(rows, None, high, low, inverse_high, inverse_low, result)
@@ -131,7 +135,11 @@ def log_softmax(
                 factors = elementary.scale_and_inverse(temperature, is_wide(x.dtype))
                 forward(rows, None, y.reshape(rows.shape), factors, out is not None)
                 return y
-    y = arrays.few_result(few_more, x, axis, temperature, where, out) if stream is None else None
+    y = (
+        arrays.plain_result(masked_or_half_kernel, x, axis, temperature, where, out)
+        if stream is None
+        else None
+    )
     return any_log_softmax(x, axis, temperature, where, out, stream) if y is None else y
 
 
@@ -202,12 +210,13 @@ def backward_factors_of(temperature, wide):
 
 
 @lru_cache(maxsize=256)
-def few_gradients(dtype, temperature):
-    """As ``few_rows``, for the gradient: the machine code and ``backward_factors_of``."""
+def plain_gradient(dtype, temperature, is_few):
+    """As ``plain_kernel``, for the gradient: the kernel and ``backward_factors_of``."""
     if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, factors = np.empty((1, 1), dtype), backward_factors_of(temperature, is_wide(dtype))
-    return code_for_few(cpu.backward, dtype, (like, like, *factors), (like,)), *factors
+    run = cpu.backward, cpu.backward_parallel
+    return code_for_plain(*run, dtype, (like, like, *factors), (like,), is_few), *factors
 
 
 def log_softmax_backward(
@@ -267,10 +276,11 @@ def log_softmax_backward(
     if stream is None and type(temperature) is float:
         g, rows = arrays.plain_pair(grad, log_y, axis, out)
         size = 0 if rows is None else rows.size
-        if 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST):
-            few = few_gradients(log_y.dtype, temperature)
-            if few is not None:
-                run, high, low, inverse, inverse_low = few
+        is_few = 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST)
+        if is_few or (size and are_many(rows)):
+            plain = plain_gradient(log_y.dtype, temperature, is_few)
+            if plain is not None:
+                run, high, low, inverse, inverse_low = plain
                 dx = np.empty_like(log_y) if out is None else out
                 result = dx if rows is log_y else dx.reshape(rows.shape)
                 run(g, rows, high, low, inverse, inverse_low, result)

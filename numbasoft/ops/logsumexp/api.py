@@ -14,8 +14,9 @@ from ...arrays import CALL, Array, Axis
 from ...launch import (
     PARALLEL,
     SMALLEST,
+    are_many,
     are_narrow,
-    code_for_few,
+    code_for_plain,
     computing_dtype,
     is_wide,
     launch,
@@ -29,12 +30,13 @@ from . import cpu
 
 
 @lru_cache(maxsize=256)
-def few_rows(dtype, temperature):
-    """For few plain rows: the machine code, log2(e) / T and 1 / T; or None where they take the general path."""
+def plain_kernel(dtype, temperature, is_few):
+    """For plain rows: the kernel, log2(e) / T and 1 / T; or None where they take the general path."""
     if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, factors = np.empty((1, 1), dtype), elementary.scale_and_inverse(temperature, is_wide(dtype))
-    return code_for_few(cpu.forward, (dtype, True), (like, None, *factors), (like[0],)), *factors
+    run, inputs = (cpu.forward, cpu.forward_parallel), (like, None, *factors)
+    return code_for_plain(*run, (dtype, True), inputs, (like[0],), is_few), *factors
 
 
 def logsumexp(
@@ -108,10 +110,11 @@ def logsumexp(
     ):
         rows = arrays.plain_rows(x, axis)
         size = 0 if rows is None else rows.size
-        if 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST):
-            few = few_rows(x.dtype, temperature)
-            if few is not None:
-                run, high, low, inverse_high, inverse_low = few
+        is_few = 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST)
+        if is_few or (size and are_many(rows)):
+            plain = plain_kernel(x.dtype, temperature, is_few)
+            if plain is not None:
+                run, high, low, inverse_high, inverse_low = plain
                 lse = np.empty(rows.shape[0], x.dtype)
                 run(rows, None, high, low, inverse_high, inverse_low, lse)
                 return lse if rows is x and not keepdims else reduced(lse, x, axis, keepdims)

@@ -15,8 +15,9 @@ from ...launch import (
     LONGEST_WORK,
     PARALLEL,
     SMALLEST,
+    are_many,
     are_narrow,
-    code_for_few,
+    code_for_plain,
     computing_dtype,
     is_past_caches,
     is_wide,
@@ -33,26 +34,28 @@ from . import cpu
 
 
 @lru_cache(maxsize=256)
-def few_rows(dtype, temperature):
-    """For few plain rows: the machine code, and log2(e) / T in two parts; or None where they take the general path."""
+def plain_kernel(dtype, temperature, is_few):
+    """For plain rows: the kernel, and log2(e) / T in two parts; or None where they take the general path."""
     if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, factors = np.empty((1, 1), dtype), elementary.scale(temperature, is_wide(dtype))
-    return code_for_few(cpu.forward, (dtype, True), (like, None, None, *factors), (like,)), *factors
+    run, inputs = (cpu.forward, cpu.forward_parallel), (like, None, None, *factors)
+    return code_for_plain(*run, (dtype, True), inputs, (like,), is_few), *factors
 
 
 @lru_cache(maxsize=256)
-def few_more(dtype, temperature, has_mask):
-    """As ``few_rows``, in 16 bits too and with a mask: a function of rows, mask and result, or None."""
+def masked_or_half_kernel(dtype, temperature, has_mask, is_few):
+    """As ``plain_kernel``, in 16 bits too and with a mask: a function of rows, mask and result, or None."""
     if not arrays.is_computed(dtype, temperature):
         return None
     like, mask = arrays.kernel_view(np.empty((1, 1), dtype)), np.empty((1, 1), np.uint8) if has_mask else None
     factors, is_half = elementary.scale(temperature, is_wide(dtype)), dtype.itemsize == 2
     inputs, kind = (like, mask, workspace(1, 1) if is_half else None, *factors), like.dtype
-    code = code_for_few(cpu.forward, (kind, not has_mask), inputs, (like,))
+    code = code_for_plain(cpu.forward, cpu.forward_parallel, (kind, not has_mask), inputs, (like,), is_few)
 
     def run(rows, mask, y):
-        work = workspace(1, rows.shape[1]) if is_half else None
+        blocks = 1 if is_few else min(len(rows), jit.threads())
+        work = workspace(blocks, rows.shape[1]) if is_half else None
         code(rows.view(kind), mask, work, *factors, y.reshape(rows.shape).view(kind))
 
     return run
@@ -127,10 +130,11 @@ def softmax(
         rows = x if x.ndim == 2 and axis is LAST and x.flags.carray else arrays.plain_rows(x, axis)
         if rows is not None and (out is None or arrays.takes_result(out, x)):
             size = rows.size
-            if 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST):
-                few = few_rows(x.dtype, temperature)
-                if few is not None:
-                    run, high, low = few
+            is_few = 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST)
+            if is_few or are_many(rows):
+                plain = plain_kernel(x.dtype, temperature, is_few)
+                if plain is not None:
+                    run, high, low = plain
                     y = np.empty_like(x) if out is None else out
                     run(rows, None, None, high, low, y if rows is x else y.reshape(rows.shape))
                     return y
@@ -139,7 +143,11 @@ def softmax(
                 factors = elementary.scale(temperature, is_wide(x.dtype))
                 forward(rows, None, y.reshape(rows.shape), *factors, out is not None)
                 return y
-    y = arrays.few_result(few_more, x, axis, temperature, where, out) if stream is None else None
+    y = (
+        arrays.plain_result(masked_or_half_kernel, x, axis, temperature, where, out)
+        if stream is None
+        else None
+    )
     return any_softmax(x, axis, temperature, where, out, stream) if y is None else y
 
 
@@ -208,12 +216,13 @@ def split_forward(x, mask, y, high, low):
 
 
 @lru_cache(maxsize=256)
-def few_gradients(dtype, temperature):
-    """As ``few_rows``, for the gradient: the machine code and 1 / T."""
+def plain_gradient(dtype, temperature, is_few):
+    """As ``plain_kernel``, for the gradient: the kernel and 1 / T."""
     if not arrays.is_plainly_computed(dtype, temperature):
         return None
     like, inverse = np.empty((1, 1), dtype), 1 / temperature
-    return code_for_few(cpu.backward, dtype, (like, like, inverse), (like,)), inverse
+    run = cpu.backward, cpu.backward_parallel
+    return code_for_plain(*run, dtype, (like, like, inverse), (like,), is_few), inverse
 
 
 def softmax_backward(
@@ -275,10 +284,11 @@ def softmax_backward(
     if stream is None and type(temperature) is float:
         g, rows = arrays.plain_pair(grad, y, axis, out)
         size = 0 if rows is None else rows.size
-        if 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST):
-            few = few_gradients(y.dtype, temperature)
-            if few is not None:
-                run, inverse = few
+        is_few = 0 < size < PARALLEL and (size < SMALLEST or rows.shape[1] > WIDEST)
+        if is_few or (size and are_many(rows)):
+            plain = plain_gradient(y.dtype, temperature, is_few)
+            if plain is not None:
+                run, inverse = plain
                 dx = np.empty_like(y) if out is None else out
                 run(g, rows, inverse, dx if rows is y else dx.reshape(rows.shape))
                 return dx
