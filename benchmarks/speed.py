@@ -2,6 +2,7 @@
 
 import functools
 import statistics
+import time
 
 import numba
 import numpy as np
@@ -162,6 +163,28 @@ class LatencyOfFewRows:
 
     def track_four_rows(self, call):
         return worker.time_call(self.call, 0.5)["best"]
+
+
+class AfterAPause:
+    """A call some milliseconds after the one before, when threads sleep: their waking counts, as in most programs."""
+
+    params = (["softmax", "cross_entropy_value_and_grad"], ["32x1000", "64x1000", "256x1000"])
+    param_names = ("function", "shape")
+    unit = "seconds"
+    PAUSE, CALLS = 2e-3, 200
+
+    def setup(self, function, shape):
+        rows, n = map(int, shape.split("x"))
+        self.call = prepared(workloads.Workload(function, (rows, n)), THREADS["all"], rivals.Numbasoft)
+
+    def track_one_call(self, function, shape):
+        taken = []
+        for _ in range(self.CALLS):
+            time.sleep(self.PAUSE)
+            start = time.perf_counter()
+            self.call()
+            taken.append(time.perf_counter() - start)
+        return statistics.median(taken)
 
 
 class Picked:

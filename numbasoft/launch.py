@@ -117,7 +117,7 @@ def are_many(rows):
 def launch(serial, parallel, key, inputs, outputs, rows, size):
     """Call a kernel with its inputs and outputs; ``parallel`` takes a number of blocks besides. Returned is what it returns.
 
-    ``key`` tells apart what the types of the arguments depend on.
+    ``key`` tells apart what the types of the arguments depend on; as many elements of a softmax as ``size`` says take as long.
     """
     threads = min(jit.threads(), rows) if size >= PARALLEL else 1
     if threads > 1:

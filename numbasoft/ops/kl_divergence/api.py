@@ -15,6 +15,8 @@ from ...launch import computing_dtype, is_wide, launch
 from ...totals import total
 from . import cpu
 
+VALUE_COST, GRADIENT_COST = 4, 2  # so many elements of a softmax take as long as one here
+
 
 def checked(p_logits, q_logits, axis, temperature, reduction):
     x, y = checks.array(p_logits, "p_logits"), checks.array(q_logits, "q_logits")
@@ -99,7 +101,8 @@ def kl_divergence(
 
     def run(full, reduced):
         x, y, _ = full
-        launch(cpu.forward, cpu.forward_parallel, x.dtype, (x, y, *factors), reduced, x.shape[0], x.size)
+        inputs, rows, size = (x, y, *factors), x.shape[0], VALUE_COST * x.size
+        launch(cpu.forward, cpu.forward_parallel, x.dtype, inputs, reduced, rows, size)
 
     if x.size:
         arrays.over_rows(run, [x, y, None], [divergence], (axis,), compute)
@@ -182,7 +185,9 @@ def kl_divergence_backward(
     def run(full, reduced):
         x, y, dy = full
         inputs = *reduced, x, y, high, low
-        launch(cpu.backward, cpu.backward_parallel, x.dtype, inputs, (dy,), x.shape[0], x.size)
+        launch(
+            cpu.backward, cpu.backward_parallel, x.dtype, inputs, (dy,), x.shape[0], GRADIENT_COST * x.size
+        )
 
     arrays.over_rows(run, [x, y, dy], [g], (axis,), compute)
     return dy

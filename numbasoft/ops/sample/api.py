@@ -13,6 +13,13 @@ from ...arrays import Array
 from ...launch import computing_dtype, is_wide, launch, workspace
 from . import cpu
 
+# So many elements of a softmax take as long as one here.
+DRAW_COST, CUT_COST, NOISE_COST = (
+    2,
+    8,
+    64,
+)  # the second where not all classes are kept, the last with noise for each
+
 
 def sample(
     logits: ArrayLike,
@@ -105,6 +112,7 @@ def sample(
     x, axis, outer, compute, t = checked(logits, axis, temperature)
     n = x.shape[axis]
     k, p, least = kept(top_k, top_p, min_p)
+    cost = DRAW_COST if top_k is top_p is min_p is None else CUT_COST
     key = key_of(rng)
     rows = math.prod(outer)
     drawn = np.zeros(rows, np.int64)
@@ -115,7 +123,7 @@ def sample(
         row, drawn = reduced
         work = workspace(min(x.shape[0], jit.threads()), x.shape[1], x.dtype)
         inputs = x, row, key, min(k or n, n), p, least, high, low
-        launch(cpu.draw, cpu.draw_parallel, x.dtype, inputs, (work, drawn), x.shape[0], x.size)
+        launch(cpu.draw, cpu.draw_parallel, x.dtype, inputs, (work, drawn), x.shape[0], cost * x.size)
 
     if rows:
         arrays.over_rows(run, [x, None], [np.arange(rows), drawn], (axis,), compute)
@@ -215,7 +223,7 @@ def gumbel_softmax(
     def run(full, reduced):
         x, y = full
         inputs = x, *reduced, key, high, low
-        launch(cpu.relaxed, cpu.relaxed_parallel, x.dtype, inputs, (y,), x.shape[0], x.size)
+        launch(cpu.relaxed, cpu.relaxed_parallel, x.dtype, inputs, (y,), x.shape[0], NOISE_COST * x.size)
 
     if x.size:
         arrays.over_rows(run, [x, y], [np.arange(math.prod(outer))], (axis,), compute)
