@@ -198,6 +198,19 @@ def test_a_fork_by_another_thread(run, layer):
 
 
 @FORKS
+def test_a_fork_after_another_thread_has_entered_at_once(run, layer):
+    # without parallel_region, as from the second call on; TBB's threads do not come back in a child then
+    code = """
+    seen = [right(), right(), jit.threads_at_once(), forked(entered), elsewhere(right)]
+    show(*seen, forked(entered), right(), entered())
+    """
+    at_once, none_else = 0 if layer == "workqueue" else 2, layer != "omp"
+    assert run(code, layer) == [
+        True, True, at_once, none_else, True, layer == "workqueue", True, True,
+    ]  # fmt: skip
+
+
+@FORKS
 def test_forks_while_other_threads_compute(run, layer):
     code = """
     stop, wrong = threading.Event(), []
@@ -273,14 +286,15 @@ def test_the_thread_mask_is_obeyed_and_kept(run, layer):
 
 def test_no_more_threads_than_processors(run):
     code = """
+    seen = [right(), jit.threads_at_once()]
     jit.processors.cache_clear()
     jit.cgroup_quota = lambda: 1
-    seen = [numba.get_num_threads(), jit.threads()]
+    seen += [numba.get_num_threads(), jit.threads(), jit.threads_at_once()]
     with jit.parallel_region() as allowed:
         seen += [allowed, numba.get_num_threads()]
     show(*seen, numba.get_num_threads(), right())
     """
-    assert run(code) == [2, 1, True, 1, 2, True]
+    assert run(code) == [True, 2, 2, 1, 0, True, 1, 2, True]
 
 
 def test_inside_a_parallel_region_of_the_caller(run, layer):
