@@ -134,9 +134,10 @@ def test_exponentials_of_float64_are_made_in_two_loops(assembly):
 
 @pytest.mark.skipif(not FEATURES.get("f16c"), reason="without F16C float16 is converted by bit arithmetic")
 def test_float16_is_converted_by_the_processor(assembly):
+    # AVX512-FP16 has forms of its own, which end in x
     (text,) = assembly["float16"]
-    assert re.search(r"\bvcvtph2ps\s.*%[xyz]mm", text)
-    assert re.search(r"\bvcvtps2ph\s.*%[xyz]mm", text)
+    assert re.search(r"\bvcvtph2psx?\s.*%[xyz]mm", text)
+    assert re.search(r"\bvcvtps2phx?\s.*%[xyz]mm", text)
 
 
 # The code for another CPU can be compiled and read here, if not run.
