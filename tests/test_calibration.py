@@ -121,6 +121,8 @@ def test_ignored_rows_and_ruled_out_classes_do_not_count(rng):
 
 
 BAD_FITS = {
+    "equal": ([[2.0, 2.0], [0.0, 0.0]], [0, 1], "all temperatures fit equally well"),
+    "one class": ([[2.0], [0.0]], [0, 0], "all temperatures fit equally well"),
     "separable": ([[2.0, 1.0], [0.0, 1.0]], [0, 1], "the lower the temperature the better"),
     "useless": ([[2.0, 1.0], [0.0, 1.0]], [1, 0], "no temperature helps"),
     "NaN": ([[2.0, np.nan], [0.0, 1.0]], [1, 0], "hold NaN or infinity"),

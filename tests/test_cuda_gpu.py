@@ -803,6 +803,9 @@ def test_softmax_with_noise(dtype, n, rng):
     got = called("gumbel_softmax", x, rng=5, hard=True)
     want = numbasoft.gumbel_softmax(x, rng=5, hard=True)
     assert (got.sum(1) == 1).all() and (got.argmax(1) != want.argmax(1)).sum() <= 1
+    x[3], x[5, -1], x[7, 0] = -np.inf, np.nan, np.inf
+    got = called("gumbel_softmax", x, rng=5, hard=True)
+    assert np.isnan(got[[3, 5, 7]]).all() and (np.delete(got, [3, 5, 7], 0).sum(1) == 1).all()
 
 
 def test_the_kinds_of_draws(library, rng):

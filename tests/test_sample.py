@@ -3,6 +3,7 @@
 import numba
 import numpy as np
 import pytest
+from oracle import DTYPES
 
 import numbasoft
 from numbasoft import gumbel_softmax, sample
@@ -167,6 +168,13 @@ def test_rows_without_probabilities():
     with pytest.raises(ValueError, match="at least one class"):
         sample(np.zeros((2, 0)))
     assert sample(np.zeros((0, 3))).shape == (0,)
+    for hard in False, True:
+        x = np.array([[0, np.nan], [-np.inf, -np.inf], [0, np.inf], [0, -np.inf]])
+        for dtype in DTYPES.values():
+            y = gumbel_softmax(x.astype(dtype), hard=hard, rng=1)
+            np.testing.assert_array_equal(y.astype("f8"), [[np.nan] * 2] * 3 + [[1, 0]])
+            y = gumbel_softmax(x.astype(dtype).T, axis=0, hard=hard, rng=1)
+            np.testing.assert_array_equal(y.astype("f8").T, [[np.nan] * 2] * 3 + [[1, 0]])
     with pytest.raises(TypeError, match="hard is 1"):
         gumbel_softmax(np.zeros(3), hard=1)
     with pytest.raises(ValueError, match="out has shape"):

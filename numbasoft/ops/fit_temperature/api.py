@@ -130,9 +130,11 @@ def minimum(at, rows):
             "logits hold NaN or infinity in a row that counts, or differ by more than float64 holds: "
             "no temperature fits best"
         )
+    hottest, _ = at(0.0, 1.0)
+    if coldest == hottest == 0:
+        raise ValueError("logits are equal in every row that counts: all temperatures fit equally well")
     if coldest == 0:
         raise ValueError("target is the largest logit of every row: the lower the temperature the better")
-    hottest, _ = at(0.0, 1.0)
     if hottest >= 0:
         raise ValueError("target's logits are no larger than the others' on average: no temperature helps")
     # negative in the cold: between subnormal logits even that is not cold enough

@@ -174,7 +174,8 @@ def gumbel_softmax(
     -------
     numpy.ndarray
         y, of the shape of ``logits``. Its gradient is ``softmax_backward(grad, y,
-        temperature=T)``, for ``hard`` with the y of ``hard=False`` and the same seed.
+        temperature=T)``, for ``hard`` with the y of ``hard=False`` and the same seed. A row that
+        holds NaN, +inf or nothing but -inf is NaN, as softmax's is, for ``hard`` too.
 
     Raises
     ------
@@ -228,9 +229,10 @@ def gumbel_softmax(
     if x.size:
         arrays.over_rows(run, [x, y], [np.arange(math.prod(outer))], (axis,), compute)
     if hard and x.size:
-        drawn = y.argmax(axis=axis, keepdims=True)
+        is_lost, drawn = np.isnan(y.take([0], axis)), y.argmax(axis=axis, keepdims=True)
         y[...] = 0
         np.put_along_axis(y, drawn, np.asarray(1, dtype), axis)
+        np.copyto(y, np.asarray(np.nan, dtype), where=is_lost)
     return y
 
 

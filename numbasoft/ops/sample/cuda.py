@@ -429,7 +429,7 @@ def relaxed(kind):
 
 @lru_cache
 def hardened(storage):
-    """1 at the first of the largest elements of a row and 0 elsewhere; at the first element where one is NaN."""
+    """1 at the first of the largest elements of a row and 0 elsewhere; NaN everywhere where one is NaN."""
     compute = arithmetic_of(storage).compute
     vectors, per_vector = DRAW_VECTORS[storage], lanes(storage)
     load, store = (
@@ -468,9 +468,8 @@ def hardened(storage):
                 j = before - as_integer(largest_lane(select(is_largest, 0.0 - places, -INFINITY)))
             thread += vectors * threads
         j = team_least(j, threads, cells, 1)
-        if j == n:
-            j -= n
-        one, zero = number(m, 1.0), number(m, 0.0)
+        zero = m - m  # NaN in a row of NaN, where none equals it
+        one = zero + number(m, 1.0)
         thread = cuda.threadIdx.x
         while thread * per_vector < n + per_vector:
             chosen = select(within(at, thread, threads, j, j + 1), one, zero)
