@@ -312,7 +312,7 @@ def without(monkeypatch):
 def test_without_numba_cuda_a_call_says_what_to_install(name, protocol, without):
     # core Numba's own deprecated target is there, and is not used
     without("numba_cuda")
-    with pytest.raises(ImportError, match=r"need numba-cuda.*pip install 'numba-cuda\[cu13\]"):
+    with pytest.raises(ImportError, match=r"need numba-cuda.*'numba-cuda\[cu13\].* 'numpy<2.5'"):
         CALLS[name](Elsewhere(np.zeros((2, 3), np.float32), protocol))
 
 
@@ -330,6 +330,15 @@ def test_without_numba_cuda_the_device_functions_say_what_to_install(simulated):
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": simulated},
     )  # fmt: skip
     assert done.stdout.startswith("numbasoft.cuda needs numba-cuda, which is not installed")
+
+
+def test_numba_cuda_beside_a_numpy_that_it_is_not_for(monkeypatch):
+    def imported(name):
+        raise AttributeError("module 'numpy' has no attribute 'row_stack'")
+
+    monkeypatch.setattr(importlib, "import_module", imported)
+    kind, sentence = cuda.of_another_numpy()
+    assert kind is ImportError and "row_stack" in sentence and "pip install 'numpy<2.5'" in sentence
 
 
 @pytest.mark.parametrize("name", CALLS)

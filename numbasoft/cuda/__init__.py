@@ -16,7 +16,7 @@ from types import ModuleType
 
 MISSING = (
     "numba-cuda, which is not installed (the CUDA target inside Numba is deprecated and not used): "
-    "pip install 'numba-cuda[cu13]>=0.30.4,<0.31'"
+    "pip install 'numba-cuda[cu13]>=0.30.4,<0.31' 'numpy<2.5'"
 )
 
 # The compute capability that kernels need.
@@ -31,7 +31,8 @@ def require() -> None:
     Raises
     ------
     ImportError
-        numba-cuda is not installed. The CUDA target inside Numba itself is deprecated and not used.
+        numba-cuda is not installed, or not for this NumPy. The CUDA target inside Numba itself is
+        deprecated and not used.
     RuntimeError
         There is no CUDA driver, no device, or none of compute capability 8.0 or newer.
     """
@@ -51,9 +52,10 @@ def reason() -> tuple[type[Exception], str] | None:
         from numba.core import config
 
         if cuda.is_available():
-            found = [] if config.ENABLE_CUDASIM else [d.compute_capability for d in cuda.gpus]
-            sentence = too_old(*max(found, default=OLDEST))
-            return (RuntimeError, sentence) if sentence else None
+            if config.ENABLE_CUDASIM:
+                return None
+            sentence = too_old(*max(d.compute_capability for d in cuda.gpus))
+            return (RuntimeError, sentence) if sentence else of_another_numpy()
         first = str(cuda.cuda_error() or "").strip() or "there is no driver, or no device"
     except Exception as error:  # a driver that is missing or too old: each has a class of its own
         first = str(error).strip() or type(error).__name__
@@ -65,6 +67,18 @@ def too_old(major: int, minor: int) -> str | None:
     if (major, minor) >= OLDEST:
         return None
     return f"kernels need a CUDA device of compute capability 8.0 or newer, but this one has {major}.{minor}"
+
+
+def of_another_numpy() -> tuple[type[Exception], str] | None:
+    """As ``reason``: whether numba-cuda cannot be imported beside this NumPy."""
+    try:
+        importlib.import_module("numba.cuda.cudaimpl")
+    except AttributeError as error:  # NumPy 2.5 has no row_stack
+        return (
+            ImportError,
+            f"numba-cuda cannot be imported beside this NumPy ({error}): pip install 'numpy<2.5'",
+        )
+    return None
 
 
 def is_installed() -> bool:
